@@ -1,0 +1,350 @@
+"""Typed configuration: the one place where an ``ml_collections.ConfigDict`` becomes frozen dataclasses.
+
+``configs/*.py`` describe experiments as ConfigDicts that override the defaults below; ``from_config_dict`` turns one
+into a ``Config`` and answers an unknown key with its nearest known neighbour. Nothing else in the package sees a
+ConfigDict. A field whose value the paper does not state says so, with the reason for its default.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+from typing import Literal
+from typing import TypeVar
+
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """One vision transformer of the fused pair (DINOv2 or SigLIP)."""
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    class_token: bool = False
+    num_registers: int = 0
+    layer_scale: bool = False
+    # Which block's raw output is the feature; Prismatic reads the second-to-last one and applies no final norm.
+    feature_block: int = -2
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The fused vision encoder: towers side by side, their features concatenated per patch, then one MLP."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    dinov2: TowerConfig
+    siglip: TowerConfig
+    # fused MLP: sum of tower widths -> projector_dim -> language width -> language width
+    projector_dim: int = 8704
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a view."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one view."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """A causal Qwen2-style decoder."""
+
+    vocab_size: int = 151_936
+    width: int = 896
+    num_layers: int = 24
+    num_heads: int = 14
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    mlp_dim: int = 4864
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionHeadConfig:
+    """The action expert: action latents attend to themselves and to what the language model produced.
+
+    Unknown in the paper and therefore configurable: depth, width, heads, what is concatenated, the gate, which layer
+    is read. Defaults follow VLA-Adapter-Pro, the baseline PokeVLA grew from.
+    """
+
+    num_layers: int = 24
+    width: int = 896
+    num_heads: int = 8
+    num_queries: int = 64
+    # "pro": separate keys and values per source, rotary positions; "original": one shared key and value projection.
+    block: Literal["pro", "original"] = "pro"
+    # Every block reads the last layer ("last", a note on the paper) or block i reads layer i + 1 ("layerwise").
+    context: Literal["last", "layerwise"] = "last"
+    # One softmax over the logits of all sources, or one attention per source and a linear layer over their outputs.
+    concat: Literal["joint_softmax", "outputs"] = "joint_softmax"
+    # tanh(g), g = 0 at the start, multiplies the logits of the gated sources.
+    gate: Literal["vision", "vision_and_seg", "none"] = "vision"
+    inject_seg: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """Goal-aware segmentation of both views from the ``<SEG>`` state (training only)."""
+
+    weight: float = 0.2
+    focal_weight: float = 1.0
+    kld_weight: float = 1.0
+    # Deep supervision of the coarse map; 0 as in GLOVER++, whose decoder the paper's resembles.
+    coarse_weight: float = 0.0
+    # "sam": frozen SAM image encoder; "small": a small convolutional encoder trained with the rest.
+    image_encoder: Literal["sam", "small"] = "sam"
+    sam_variant: Literal["vit_b", "vit_h"] = "vit_b"
+    # Side of the square feature map that the decoder sees; the mask logits are 4 times as large.
+    feature_grid: int = 64
+    decoder_dim: int = 256
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the square mask logits."""
+        return 4 * self.feature_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryConfig:
+    """Alignment of the vision states to a frozen geometry teacher by cosine (training only)."""
+
+    weight: float = 0.4
+    # "vggt": frozen aggregator features; "depth": Fourier features of each patch's 3-D point in the robot's base frame.
+    teacher: Literal["vggt", "depth"] = "vggt"
+    feature_dim: int = 2048
+    # The depth teacher's workspace centre (metres, base frame) and its Fourier frequencies (cycles per metre).
+    workspace_center: tuple[float, ...] = (0.6, 0.0, 0.1)
+    frequencies: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointConfig:
+    """Optional regression of the target's and goal's 3-D positions from the ``<SEG>`` state; not in the paper."""
+
+    weight: float = 0.0
+    num_keypoints: int = 2
+    # Positions are divided by this length (metres) after the workspace centre is subtracted.
+    scale: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole stage-2 network; ``models/presets.py`` holds the named ones."""
+
+    preset: str
+    vision: VisionConfig
+    language: LanguageConfig
+    action_head: ActionHeadConfig
+    segmentation: SegmentationConfig
+    geometry: GeometryConfig
+    keypoint: KeypointConfig = KeypointConfig()
+    views: tuple[str, ...] = ("agentview", "wrist")
+    action_dim: int = 7
+    action_horizon: int = 8
+    proprio_dim: int = 8
+    max_prompt_length: int = 64
+    # Arithmetic of the forward pass; parameters are float32, frozen ones may be bfloat16.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    # What the backward pass recomputes: nothing, all but matmul outputs, whole layers, or whole layers of every part.
+    remat: Literal["none", "dots", "layers", "full"] = "layers"
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """Vision tokens of all views."""
+        return len(self.views) * self.vision.num_patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Image augmentation; zeros switch a part off. Paper defaults are VLA-Adapter's (see ``data/transforms.py``)."""
+
+    crop_area: float = 0.9
+    # Random translation in pixels of the source image, drawn per view.
+    shift: int = 0
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from and what is done to them on the host."""
+
+    path: str = ""
+    tokenizer: str = "compact"  # "compact": words of the corpus; otherwise a folder or hub id for AutoTokenizer
+    prompt_template: str = "What action should the robot take to {instruction}?"
+    augment: AugmentConfig = AugmentConfig()
+    # Part of the episodes (by hash of their id) kept out of training, for the action error and mask IoU.
+    holdout_fraction: float = 0.05
+    num_workers: int = 0
+    prefetch: int = 4
+    # The last action_horizon - 1 starts of an episode: padded with a validity mask, or dropped as the reference does.
+    drop_tail: bool = False
+    # Controls: the same network, trained and run without sight or without the instruction.
+    zero_images: bool = False
+    zero_language: bool = False
+    # Fraction of noise added to the normalised proprio in training, against copying the state.
+    proprio_noise: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 1000
+    final_learning_rate_fraction: float = 0.0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float = 1.0
+    # Regular expressions on parameter paths ("vision/dinov2/.*"); what matches is frozen and has no optimizer memory.
+    freeze: tuple[str, ...] = ()
+    # Exponential moving average of the weights, used for evaluation and export; 0 switches it off.
+    ema_decay: float = 0.0
+    accumulation_steps: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1 and takes the devices that are left."""
+
+    replica: int = 1
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is saved, how often, and what is kept."""
+
+    every_steps: int = 1000
+    keep_last: int = 2
+    # Steps divisible by this are never deleted; 0 keeps none beyond the last and the best.
+    keep_every: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    batch_size: int = 64
+    num_steps: int = 150_000
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 1000
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON types; ``from_dict`` is its inverse."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], *, path: str = "config") -> T:
+    """Builds ``cls`` from nested mappings.
+
+    Raises:
+        ConfigError: for an unknown key (naming the nearest known one), a missing key or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"Unknown configuration key {path}.{key}; {hint}")
+    arguments = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in values.items()}
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.name not in arguments and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"Missing configuration key {path}.{missing[0]}")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """``value`` as the type ``hint`` asks for; numbers may widen, nothing else is coerced."""
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} is a group of keys, got {value!r}")
+        return from_dict(hint, value, path=path)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{path} must be one of {', '.join(map(repr, typing.get_args(hint)))}, got {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        (hint,) = [h for h in typing.get_args(hint) if h is not type(None)]
+        return _convert(hint, value, path)
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{path} must be a sequence, got {value!r}")
+        return tuple(_convert(typing.get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{path} must be {hint.__name__}, got {value!r}")
+    return value
+
+
+def from_config_dict(config_dict: Any) -> Config:
+    """Builds and validates a ``Config`` from an ``ml_collections.ConfigDict`` or a plain dict."""
+    values = config_dict.to_dict() if hasattr(config_dict, "to_dict") else config_dict
+    config = from_dict(Config, values)
+    validate(config)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Raises ``ConfigError`` where fields contradict each other, saying what to change."""
+    model = config.model
+    if model.vision.image_size % model.vision.patch_size:
+        raise ConfigError(
+            f"config.model.vision.image_size {model.vision.image_size} is not a multiple of patch_size "
+            f"{model.vision.patch_size}; nearest: {model.vision.grid * model.vision.patch_size}"
+        )
+    if model.action_head.context == "layerwise" and model.action_head.num_layers != model.language.num_layers:
+        raise ConfigError(
+            "config.model.action_head.context 'layerwise' needs as many head blocks as language layers: "
+            f"{model.action_head.num_layers} and {model.language.num_layers}"
+        )
+    if config.batch_size % config.optimizer.accumulation_steps:
+        raise ConfigError(
+            f"config.batch_size {config.batch_size} is not divisible by optimizer.accumulation_steps "
+            f"{config.optimizer.accumulation_steps}"
+        )
+    if list(dataclasses.astuple(config.mesh)).count(-1) > 1:
+        raise ConfigError("config.mesh may leave only one axis to fill (-1)")

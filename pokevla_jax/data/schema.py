@@ -1,0 +1,72 @@
+"""The single specification of a batch, of an observation and of a stored frame.
+
+The loader, model initialisation, the memory plan, the server's warm-up and the tests' fakes all read it. It imports no
+JAX: loader worker processes use it too.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pokevla_jax.config import Config
+
+
+class ArraySpec(NamedTuple):
+    """Shape and dtype of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[str, ArraySpec]:
+    """Shapes and dtypes of one stage-2 batch.
+
+    Inference (``train=False``) needs the first four entries alone. Training adds the action chunk and, only where
+    their loss has weight, the labels of segmentation, geometry and keypoints.
+    """
+    model = config.model
+    b, v = batch_size, len(model.views)
+    size, grid, mask = model.vision.image_size, model.vision.grid, model.segmentation.mask_size
+    spec = {
+        # RGB, already cropped and resized to the model's size; normalised per tower on the device.
+        "images": ((b, v, size, size, 3), np.uint8),
+        # The prompt, right padded, and which of its positions are real.
+        "tokens": ((b, model.max_prompt_length), np.int32),
+        "token_mask": ((b, model.max_prompt_length), np.bool_),
+        # Robot state, normalised by q01/q99 to [-1, 1].
+        "proprio": ((b, model.proprio_dim), np.float32),
+    }
+    if train:
+        spec["actions"] = ((b, model.action_horizon, model.action_dim), np.float32)
+        spec["action_mask"] = ((b, model.action_horizon), np.bool_)
+        if model.segmentation.weight:
+            # Union of the visible pixels of the instruction's objects of interest, under the same crop as the image.
+            spec["masks"] = ((b, v, mask, mask), np.uint8)
+            spec["mask_valid"] = ((b, v), np.bool_)
+        if model.geometry.weight and model.geometry.teacher == "depth":
+            # The 3-D point seen at the centre of each patch, metres, robot base frame.
+            spec["points"] = ((b, v, grid, grid, 3), np.float32)
+            spec["points_valid"] = ((b, v, grid, grid), np.bool_)
+        if model.keypoint.weight:
+            # Positions of target and goal object, metres, robot base frame.
+            spec["keypoints"] = ((b, model.keypoint.num_keypoints, 3), np.float32)
+            spec["keypoints_valid"] = ((b, model.keypoint.num_keypoints), np.bool_)
+    return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
+def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = True) -> dict[str, np.ndarray]:
+    """A random batch of the right shapes, for tests and warm-up."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, spec in batch_spec(config, batch_size, train=train).items():
+        if spec.dtype == np.bool_:
+            batch[name] = np.ones(spec.shape, np.bool_)
+        elif name == "masks":
+            batch[name] = (rng.random(spec.shape) < 0.2).astype(np.uint8)
+        elif spec.dtype == np.uint8:
+            batch[name] = rng.integers(0, 256, spec.shape, dtype=np.uint8)
+        elif spec.dtype == np.int32:
+            batch[name] = rng.integers(0, config.model.language.vocab_size, spec.shape, dtype=np.int32)
+        else:
+            batch[name] = rng.uniform(-1, 1, spec.shape).astype(np.float32)
+    return batch
