@@ -1,0 +1,168 @@
+"""Encoding of one stored frame: JPEG views, PNG masks and 16-bit PNG depth inside one msgpack map.
+
+Records may come from anywhere, so decoding trusts nothing: no pickle, image sizes are read from the headers and checked
+before any pixel is decoded, and every complaint is a ``DataError`` that the caller completes with file and index.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import msgpack
+import numpy as np
+
+from pokevla_jax.typing import Float
+from pokevla_jax.typing import UInt8
+
+FORMAT = 1
+"""Version of the frame entry; ``decode_frame`` refuses others by name."""
+
+MAX_ENTRY_BYTES = 64 << 20
+MAX_SIDE = 4096
+DEPTH_UNIT = 1e-3
+"""Metres per step of the stored depth: 16 bits reach 65.5 m with an error of at most 0.5 mm; 0 means no surface."""
+
+# Samples run in threads and worker processes already; OpenCV's own pool would only fight with them for the cores.
+cv2.setNumThreads(0)
+
+
+class DataError(ValueError):
+    """Stored data that cannot be used; the message names what, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the cameras saw at one step: per view, RGB and optionally the object mask and metric depth.
+
+    Attributes:
+        images: uint8 [h, w, 3] per view.
+        masks: uint8 [h, w] per view, 1 where an object of interest is visible.
+        depth: float32 [h, w] per view, metres along the optical axis; 0 where no surface is in range.
+    """
+
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    masks: Mapping[str, UInt8[np.ndarray, "h w"]] | None = None
+    depth: Mapping[str, Float[np.ndarray, "h w"]] | None = None
+
+
+def encode_frame(frame: Frame, *, jpeg_quality: int = 95) -> bytes:
+    """Serialises a frame; images lose what JPEG loses, masks nothing, depth at most 0.5 mm.
+
+    Colour is not subsampled (4:4:4): at 128 pixels half-resolution chroma costs 6 dB and saves 0.03 ms of decoding.
+    """
+    entry: dict = {"format": FORMAT, "images": {}}
+    for view, image in frame.images.items():
+        _expect(image, np.uint8, 3, f"image of view {view!r}")
+        options = [
+            cv2.IMWRITE_JPEG_QUALITY,
+            jpeg_quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ]
+        entry["images"][view] = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    # Level 1 decodes fastest, and encodes four times as fast as the default for 15 % more bytes.
+    png = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    if frame.masks is not None:
+        for view, mask in frame.masks.items():
+            _expect(mask, np.uint8, 2, f"mask of view {view!r}")
+        entry["masks"] = {view: cv2.imencode(".png", mask, png)[1].tobytes() for view, mask in frame.masks.items()}
+    if frame.depth is not None:
+        for view, depth in frame.depth.items():
+            _expect(depth, np.float32, 2, f"depth of view {view!r}")
+        entry["depth"] = {
+            view: cv2.imencode(".png", _quantise(depth), png)[1].tobytes() for view, depth in frame.depth.items()
+        }
+    return msgpack.packb(entry)
+
+
+def decode_frame(data: bytes, *, masks: bool = True, depth: bool = True) -> Frame:
+    """The frame stored in ``data``; parts that the caller does not need are not decoded.
+
+    Raises:
+        DataError: when the entry is not a frame of this format.
+    """
+    if len(data) > MAX_ENTRY_BYTES:
+        raise DataError(f"holds {len(data)} bytes, more than the limit of {MAX_ENTRY_BYTES}")
+    try:
+        entry = msgpack.unpackb(data, max_str_len=256, max_array_len=16, max_map_len=32)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise DataError(f"is not a msgpack frame ({error})") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("images"), dict):
+        raise DataError("is not a frame: it has no images")
+    if entry.get("format") != FORMAT:
+        raise DataError(f"has frame format {entry.get('format')!r}, this version reads {FORMAT}")
+    return Frame(
+        images={view: _decode(image, "JPEG", f"image of view {view!r}") for view, image in entry["images"].items()},
+        masks=_decode_maps(entry, "masks", np.uint8) if masks else None,
+        depth=_decode_depth(entry) if depth else None,
+    )
+
+
+def _decode_maps(entry: dict, part: str, dtype: type) -> dict[str, np.ndarray] | None:
+    if part not in entry:
+        return None
+    if not isinstance(entry[part], dict):
+        raise DataError(f"has {part} that are not a map of views")
+    maps = {view: _decode(data, "PNG", f"{part} of view {view!r}") for view, data in entry[part].items()}
+    for view, array in maps.items():
+        if array.dtype != dtype or array.ndim != 2:
+            raise DataError(
+                f"has {part} of view {view!r} as {array.dtype}{array.shape}, expected {dtype.__name__} [h, w]"
+            )
+    return maps
+
+
+def _decode_depth(entry: dict) -> dict[str, np.ndarray] | None:
+    maps = _decode_maps(entry, "depth", np.uint16)
+    return None if maps is None else {view: depth * np.float32(DEPTH_UNIT) for view, depth in maps.items()}
+
+
+def _quantise(depth: np.ndarray) -> np.ndarray:
+    steps = np.rint(depth.astype(np.float64) / DEPTH_UNIT)
+    return np.where((steps > 0) & (steps <= np.iinfo(np.uint16).max), steps, 0).astype(np.uint16)
+
+
+def _decode(data: object, kind: str, what: str) -> np.ndarray:
+    """Pixels of a JPEG (RGB) or PNG (as stored) whose header states a permitted size."""
+    size = (_jpeg_size if kind == "JPEG" else _png_size)(data) if isinstance(data, bytes) else None
+    if size is None:
+        raise DataError(f"holds no {kind} as {what}")
+    if not 0 < max(size) <= MAX_SIDE or min(size) < 1:
+        raise DataError(f"states {size[1]}x{size[0]} pixels for the {what}; at most {MAX_SIDE} a side are read")
+    flags = cv2.IMREAD_COLOR_RGB if kind == "JPEG" else cv2.IMREAD_UNCHANGED
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(f"holds a broken {kind} as {what} ({error.err})") from error
+    if array is None or array.shape[:2] != size:
+        raise DataError(f"holds a broken {kind} as {what}")
+    return array
+
+
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) from the IHDR chunk."""
+    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) from the start-of-frame segment."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        # Start of frame is 0xC0-0xCF, less the three that define tables.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack(">HH", data[position + 5 : position + 9])
+        position += 2 + length
+    return None
+
+
+def _expect(array: np.ndarray, dtype: type, ndim: int, what: str) -> None:
+    if array.dtype != dtype or array.ndim != ndim or (ndim == 3 and array.shape[2] != 3):
+        shape = "[h, w, 3]" if ndim == 3 else "[h, w]"
+        raise DataError(f"The {what} is {array.dtype}{array.shape}; store {np.dtype(dtype)} {shape}")
