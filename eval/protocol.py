@@ -1,0 +1,105 @@
+"""Under which conditions a result was made, and the hash that keeps different conditions apart.
+
+A protocol has two halves. ``simulation`` must be equal wherever two policies are compared; ``policy`` must be equal
+too wherever results are appended to the same run.
+"""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eval.manifest import digest
+
+
+SETTLE_STEPS = 10
+SIMULATION_PACKAGES = ("mujoco", "robosuite", "bddl", "hf-libero", "numpy")
+POLICY_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Both halves, as plain JSON types."""
+
+    simulation: Mapping[str, Any]
+    policy: Mapping[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Equal only for results that may stand in one file."""
+        return digest({"simulation": dict(self.simulation), "policy": dict(self.policy)})
+
+    @property
+    def simulation_hash(self) -> str:
+        """Equal for results that may be compared."""
+        return digest(dict(self.simulation))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, with both hashes beside the halves."""
+        return {
+            "hash": self.hash,
+            "simulation_hash": self.simulation_hash,
+            "simulation": dict(self.simulation),
+            "policy": dict(self.policy),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Protocol":
+        """The inverse of ``to_dict``; the hashes are computed again."""
+        return cls(simulation=values["simulation"], policy=values["policy"])
+
+    def differences(self, other: "Protocol") -> list[str]:
+        """Each entry that differs, as ``name: mine, not theirs``."""
+        lines = []
+        for half in ("simulation", "policy"):
+            mine, theirs = _flatten(getattr(self, half)), _flatten(getattr(other, half))
+            for key in sorted(mine.keys() | theirs.keys()):
+                if mine.get(key) != theirs.get(key):
+                    lines.append(f"{half} {key}: {mine.get(key)}, not {theirs.get(key)}")
+        return lines
+
+
+def simulation_half(
+    *, assets_kind: str, assets_sha256: str, renderer: str, image_size: int, hard_reset: bool
+) -> dict[str, Any]:
+    """What decides physics and pixels."""
+    return {
+        "assets": {"kind": assets_kind, "sha256": assets_sha256},
+        "renderer": renderer,
+        "gl": os.environ.get("MUJOCO_GL", "default"),
+        "image_size": image_size,
+        "image_rotation_degrees": 180,
+        "reset": "hard" if hard_reset else "soft",
+        "settle_steps": SETTLE_STEPS,
+        "prompt": "clean",
+        "versions": versions(SIMULATION_PACKAGES),
+    }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions; a missing package is ``"absent"``."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Facts that do not change a result but explain its timing."""
+    return {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count()}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

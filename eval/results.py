@@ -1,0 +1,193 @@
+"""The run folder: manifest and protocol written once, results appended one fsynced JSON line at a time.
+
+::
+
+    manifest.json    the episode specifications, in order
+    protocol.json    the conditions, with their hash
+    episodes.jsonl   one record per finished attempt; the file survives a crash at any byte
+    summary.json     counts and rates, rewritten after every run
+    videos/          one mp4 per episode, named by its id
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+from typing import Any
+
+from eval.errors import EvaluationError
+from eval.manifest import EpisodeSpec
+from eval.manifest import digest
+from eval.protocol import Protocol
+
+
+Record = dict[str, Any]
+FINAL = ("success", "failure")
+
+
+class RunFolder:
+    """One evaluation run on disk."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._results: IO[str] | None = None
+        self._lock: IO[str] | None = None
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def open(self, specs: Sequence[EpisodeSpec], protocol: Protocol, command: str) -> None:
+        """Takes the folder for this process: writes manifest and protocol, or checks that it holds the same ones.
+
+        Raises:
+            EvaluationError: when the folder cannot be written, is in use, or holds another protocol or episode list.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise EvaluationError(
+                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EvaluationError(f"{self.path} is being written by another evaluation; wait for it to end") from error
+        if (self.path / "protocol.json").exists():
+            self._check(specs, protocol)
+        else:
+            self._write("manifest.json", {"episodes": [spec.to_dict() | {"id": spec.id} for spec in specs]})
+            self._write("protocol.json", protocol.to_dict() | {"command": command})
+        self._drop_cut_line()
+        self._results = (self.path / "episodes.jsonl").open("a")
+
+    def _check(self, specs: Sequence[EpisodeSpec], protocol: Protocol) -> None:
+        known = self.protocol()
+        if known.hash != protocol.hash:
+            changes = protocol.differences(known)
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            raise EvaluationError(
+                f"{self.path} holds results of another protocol ({changes[0]}{more}); results of different protocols "
+                "are never merged: choose another --run-dir"
+            )
+        if [spec.id for spec in specs] != [spec.id for spec in self.specs()]:
+            raise EvaluationError(
+                f"{self.path} holds another list of episodes ({len(self.specs())}, this command asks for "
+                f"{len(specs)}); repeat its command or choose another --run-dir"
+            )
+
+    def append(self, record: Record) -> None:
+        """Adds one record and returns when it is on disk."""
+        if self._results is None:
+            raise RuntimeError("append before open")
+        self._results.write(json.dumps(record) + "\n")
+        self._results.flush()
+        os.fsync(self._results.fileno())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replaces ``summary.json``."""
+        self._write("summary.json", summary)
+
+    def close(self) -> None:
+        """Releases the folder."""
+        for handle in (self._results, self._lock):
+            if handle is not None:
+                handle.close()
+        self._results = self._lock = None
+
+    def _write(self, name: str, value: Any) -> None:
+        """Writes through a temporary name, so that a reader sees the old file or the new one."""
+        temporary = self.path / f".{name}.tmp"
+        with temporary.open("w") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)
+
+    def _drop_cut_line(self) -> None:
+        """Removes a last line that a crash cut short: it reports an episode whose record never was complete."""
+        path = self.path / "episodes.jsonl"
+        if not path.exists():
+            return
+        data = path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def specs(self) -> list[EpisodeSpec]:
+        """The manifest's episodes, each checked against its id."""
+        entries = self._read("manifest.json")["episodes"]
+        specs = []
+        for entry in entries:
+            spec = EpisodeSpec.from_dict({key: value for key, value in entry.items() if key != "id"})
+            if spec.id != entry["id"]:
+                raise EvaluationError(f"{self.path / 'manifest.json'}: episode {entry['id']} was edited after it was run")
+            specs.append(spec)
+        return specs
+
+    def protocol(self) -> Protocol:
+        """The protocol of every record of the folder."""
+        return Protocol.from_dict(self._read("protocol.json"))
+
+    def command(self) -> str:
+        """The command that began the run."""
+        return str(self._read("protocol.json")["command"])
+
+    def summary(self) -> dict[str, Any]:
+        """What ``write_summary`` wrote last."""
+        return dict(self._read("summary.json"))
+
+    def attempts(self) -> list[Record]:
+        """Every record in the order of writing; a last line cut short by a crash is skipped.
+
+        Raises:
+            EvaluationError: for any other line that is no record.
+        """
+        path = self.path / "episodes.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")
+        records = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                record = json.loads(line)
+                record["id"], record["outcome"]  # noqa: B018  (a line of another kind raises here)
+            except (ValueError, KeyError, TypeError) as error:
+                raise EvaluationError(f"{path}, line {number}, is no episode record; remove the line to go on") from error
+            records.append(record)
+        return records
+
+    def records(self) -> dict[str, Record]:
+        """One record per episode id: the success or failure if there is one, else the last error."""
+        known: dict[str, Record] = {}
+        for record in self.attempts():
+            if known.get(record["id"], {}).get("outcome") not in FINAL:
+                known[record["id"]] = record
+        return known
+
+    def missing(self) -> list[EpisodeSpec]:
+        """Episodes without a success or failure; those that ended in an error are tried again."""
+        known = self.records()
+        return [spec for spec in self.specs() if known.get(spec.id, {}).get("outcome") not in FINAL]
+
+    def video(self, episode_id: str) -> Path:
+        """Where the episode's video is, or would be."""
+        return self.path / "videos" / f"{episode_id}.mp4"
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError as error:
+            raise EvaluationError(f"{self.path} is no evaluation run: it has no {name}") from error
+        except json.JSONDecodeError as error:
+            raise EvaluationError(f"{self.path / name} is not valid JSON (line {error.lineno})") from error
+
+
+def manifest_digest(specs: Iterable[EpisodeSpec]) -> str:
+    """One hash for a list of episodes, whatever its order."""
+    return digest(sorted(spec.id for spec in specs))
