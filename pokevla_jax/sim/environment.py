@@ -1,0 +1,209 @@
+"""One LIBERO task in MuJoCo: reset, step, look - and render only when asked."""
+
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+import mujoco
+import numpy as np
+
+from pokevla_jax.sim.assets import Assets
+from pokevla_jax.sim.errors import SimulationError
+from pokevla_jax.sim.rendering import CAMERAS
+from pokevla_jax.sim.rendering import Camera
+from pokevla_jax.sim.rendering import FastRenderer
+from pokevla_jax.sim.rendering import ViewFrame
+from pokevla_jax.sim.rendering import camera_geometry
+from pokevla_jax.sim.tasks import TaskSpec
+from pokevla_jax.sim.upstream import import_libero
+from pokevla_jax.typing import Float
+
+VIEWS = tuple(CAMERAS)
+SETTLE_ACTION = np.array([0.0] * 6 + [-1.0])
+"""What every LIBERO evaluator sends while the objects come to rest: no motion, gripper open."""
+
+
+class LiberoEnvironment:
+    """One compiled LIBERO scene that can be reset, stepped at 20 Hz and looked at.
+
+    Args:
+        task: what to do and in which scene (``task.bddl_file``).
+        assets: where the scene's meshes and textures are.
+        renderer: "robosuite" draws as published evaluations do (multisampled); "fast" draws with the settings of
+            ``rendering.FastRenderer``.
+        image_size: side of the square policy images, pixels.
+        hard_reset: recompile the scene on every reset, as published protocols do.
+        seed: drives what a reset draws at random, anew at each reset.
+    """
+
+    def __init__(
+        self,
+        task: TaskSpec,
+        *,
+        assets: Assets,
+        renderer: Literal["robosuite", "fast"] = "fast",
+        image_size: int = 128,
+        hard_reset: bool = False,
+        seed: int = 0,
+    ):
+        if renderer not in ("robosuite", "fast"):
+            raise SimulationError(f"Unknown renderer {renderer!r}; known: robosuite, fast")
+        self.assets = assets
+        self.renderer_name = renderer
+        self.image_size = image_size
+        self._hard_reset = hard_reset
+        self._seed = seed
+        self._renderer: FastRenderer | None = None
+        self.sim_env = self._build(task.bddl_file)
+        self.task = task
+
+    def _build(self, bddl_file: Path) -> Any:
+        libero = import_libero(self.assets.root)
+        import robosuite
+        from libero.libero.envs import bddl_utils
+
+        problem = bddl_utils.get_problem_info(str(bddl_file))["problem_name"]
+        np_state = np.random.get_state()
+        np.random.seed(self._seed)
+        try:
+            env = libero.TASK_MAPPING[problem](
+                bddl_file_name=str(bddl_file),
+                robots=["Panda"],
+                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                gripper_types="default",
+                initialization_noise=None,
+                use_camera_obs=False,
+                has_renderer=False,
+                has_offscreen_renderer=self.renderer_name == "robosuite",
+                control_freq=20,
+                ignore_done=True,
+                hard_reset=self._hard_reset,
+                scene_xml=None,
+                scene_properties=None,
+            )
+        finally:
+            np.random.set_state(np_state)
+        # Nothing reads robosuite's observables (``proprio`` and ``render`` look at the simulator when asked), but each
+        # of the 25 physics steps would update them, and a hard reset expects to find them.
+        self._observables, env._observables = env._observables, {}
+        return env
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """The compiled model; another object after a hard reset."""
+        return self.sim_env.sim.model._model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """The simulator state; another object after a hard reset."""
+        return self.sim_env.sim.data._data
+
+    def reset(self, sim_state: Float[np.ndarray, "d"] | None = None, *, settle_steps: int = 10) -> None:
+        """Starts an episode from ``sim_state`` (or from positions drawn by the task's own placement rules).
+
+        Args:
+            sim_state: time, joint positions, joint velocities, as ``tasks.load_init_states`` and ``sim_state`` give.
+            settle_steps: control steps without motion and with the gripper open, while objects come to rest.
+        """
+        np_state = np.random.get_state()
+        np.random.seed(self._seed)
+        self.sim_env._observables = self._observables
+        try:
+            self.sim_env.reset()
+        finally:
+            np.random.set_state(np_state)
+        self.sim_env._observables = {}
+        for robot in self.sim_env.robots:
+            # A soft reset keeps the gripper's ramp, so that the first closing would start where the last ended.
+            robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
+        if self._hard_reset and self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        if sim_state is not None:
+            self.set_sim_state(sim_state)
+        for _ in range(settle_steps):
+            self.step(SETTLE_ACTION)
+
+    def step(self, action: Float[np.ndarray, "7"]) -> bool:
+        """Acts for one control step (50 ms) and returns whether the task's goal holds.
+
+        Args:
+            action: translation (1 = 5 cm), rotation (1 = 0.5 rad), gripper (-1 open, +1 close), each in [-1, 1].
+        """
+        self.sim_env.step(np.asarray(action, np.float64))
+        return bool(self.sim_env._check_success())
+
+    def proprio(self) -> Float[np.ndarray, "8"]:
+        """End-effector position (metres, world), axis-angle and the two finger positions, as LIBERO policies expect."""
+        robot = self.sim_env.robots[0]
+        position = self.data.site_xpos[robot.eef_site_id]
+        w, x, y, z = self.data.body(robot.robot_model.eef_name).xquat
+        fingers = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, _axis_angle(np.array([x, y, z, w])), fingers]).astype(np.float32)
+
+    def sim_state(self) -> Float[np.ndarray, "d"]:
+        """Time, joint positions and joint velocities: what a recording stores."""
+        return self.sim_env.sim.get_state().flatten()
+
+    def set_sim_state(self, state: Float[np.ndarray, "d"]) -> None:
+        """Puts the simulator into ``state`` for looking at it; the controller's memory is not part of a state."""
+        expected = 1 + self.model.nq + self.model.nv
+        if len(state) != expected:
+            raise SimulationError(f"A state of {self.task.name} has {expected} numbers, not {len(state)}")
+        self.sim_env.sim.set_state_from_flattened(np.asarray(state, np.float64))
+        self.sim_env.sim.forward()
+
+    def object_position(self, name: str) -> Float[np.ndarray, "3"]:
+        """Position of an object's body in the world, metres."""
+        if name not in self.sim_env.obj_body_id:
+            raise SimulationError(f"No object {name!r} in this scene; it has {', '.join(self.sim_env.obj_body_id)}")
+        return self.data.xpos[self.sim_env.obj_body_id[name]].copy()
+
+    def base_from_world(self) -> Float[np.ndarray, "4 4"]:
+        """The rigid transform from world to robot base coordinates."""
+        base = self.data.body(self.sim_env.robots[0].robot_model.root_body)
+        rotation = base.xmat.reshape(3, 3)
+        transform = np.eye(4)
+        transform[:3, :3] = rotation.T
+        transform[:3, 3] = -rotation.T @ base.xpos
+        return transform
+
+    def render(self, view: str, *, rgb: bool = True, mask: bool = False, depth: bool = False) -> ViewFrame:
+        """What one camera sees now; see ``rendering`` for the orientation."""
+        geoms = self._interesting_geoms() if mask else None
+        if self._renderer is None:
+            self._renderer = FastRenderer(self.model, self.image_size)
+        return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, geoms=geoms, depth=depth)
+
+    def camera(self, view: str) -> Camera:
+        """The geometry of ``view`` now."""
+        return camera_geometry(self.model, self.data, CAMERAS[view], self.image_size, self.base_from_world())
+
+    def observe(self) -> dict[str, Any]:
+        """What a policy sees: ``images`` uint8 ``v h w 3``, ``state`` float32 ``8``, ``prompt``."""
+        images = np.stack([self.render(view).rgb for view in VIEWS])
+        return {"images": images, "state": self.proprio(), "prompt": self.task.language}
+
+    def _interesting_geoms(self) -> frozenset[int]:
+        """Ids of all geoms that belong to the task's objects of interest."""
+        roots = {self.sim_env.obj_body_id[n] for n in self.task.objects_of_interest if n in self.sim_env.obj_body_id}
+        members = set()
+        for body in range(self.model.nbody):
+            # Parents come before children in MuJoCo's numbering.
+            if body in roots or self.model.body_parentid[body] in members:
+                members.add(body)
+        return frozenset(i for i in range(self.model.ngeom) if self.model.geom_bodyid[i] in members)
+
+    def close(self) -> None:
+        """Frees the simulator and its OpenGL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self.sim_env.close()
+
+
+def _axis_angle(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:
+    """Rotation vector of an xyzw quaternion; the angle is in [0, 2 pi], as LIBERO's data sets have it (robosuite)."""
+    w = np.clip(quaternion[3], -1.0, 1.0)
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if np.isclose(sine, 0.0) else quaternion[:3] * 2.0 * np.arccos(w) / sine

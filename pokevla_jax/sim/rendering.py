@@ -1,0 +1,145 @@
+"""Images, instance masks and metric depth from a MuJoCo model, and the camera geometry that goes with them.
+
+Every image is LIBERO's policy image: the frame buffer as OpenGL stores it (bottom row first) rotated by 180 degrees.
+Seen from the camera this is the upright picture mirrored left to right, so the horizontal focal length of its
+intrinsics is negative; the extrinsics stay a rigid transform.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import mujoco
+import numpy as np
+
+from pokevla_jax.typing import Float
+from pokevla_jax.typing import UInt8
+
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+"""View name -> MuJoCo camera name."""
+
+
+@dataclass(frozen=True)
+class ViewFrame:
+    """One rendered view; what was not asked for is None.
+
+    Attributes:
+        rgb: colours, uint8.
+        mask: 1 where an object of interest is visible, else 0.
+        depth: metres along the optical axis.
+    """
+
+    rgb: UInt8[np.ndarray, "h w 3"] | None = None
+    mask: UInt8[np.ndarray, "h w"] | None = None
+    depth: Float[np.ndarray, "h w"] | None = None
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Pinhole geometry of one view of the policy image (x right, y down, z forward).
+
+    A pixel (column u, row v) at depth z lies at ``z * inv(intrinsics) @ [u + 0.5, v + 0.5, 1]`` in the camera frame,
+    metres; ``intrinsics[0, 0]`` is negative because the policy image is mirrored.
+    """
+
+    intrinsics: Float[np.ndarray, "3 3"]
+    base_from_camera: Float[np.ndarray, "4 4"]
+
+
+def camera_geometry(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: int, base_from_world: Float[np.ndarray, "4 4"]
+) -> Camera:
+    """Intrinsics and extrinsics of ``camera`` for a square policy image of ``size`` pixels."""
+    index = model.camera(camera).id
+    focal = 0.5 * size / np.tan(0.5 * np.deg2rad(model.cam_fovy[index]))
+    intrinsics = np.array([[-focal, 0.0, 0.5 * size], [0.0, focal, 0.5 * size], [0.0, 0.0, 1.0]])
+    world_from_camera = np.eye(4)
+    # MuJoCo's cameras look along -z with y up.
+    world_from_camera[:3, :3] = data.cam_xmat[index].reshape(3, 3) * np.array([1.0, -1.0, -1.0])
+    world_from_camera[:3, 3] = data.cam_xpos[index]
+    return Camera(intrinsics, base_from_world @ world_from_camera)
+
+
+class Renderer(Protocol):
+    """Draws one camera of one model; a new one is needed after a hard reset."""
+
+    def render(
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+    ) -> ViewFrame:
+        """The policy image of ``camera``; ``geoms`` are those that the mask shows, None for no mask."""
+
+    def close(self) -> None:
+        """Frees the OpenGL resources."""
+
+
+def metric_depth(buffer: Float[np.ndarray, "h w"], model: mujoco.MjModel) -> Float[np.ndarray, "h w"]:
+    """Depth-buffer values (0 at the near plane, 1 at the far plane) as metres along the optical axis."""
+    near = model.vis.map.znear * model.stat.extent
+    far = model.vis.map.zfar * model.stat.extent
+    return (near / (1.0 - buffer.astype(np.float64) * (1.0 - near / far))).astype(np.float32)
+
+
+def mark_segments(scene: mujoco.MjvScene, geoms: frozenset[int]) -> None:
+    """Numbers the scene's geoms 0, those in ``geoms`` 1, so that a segmentation pass draws the mask itself.
+
+    MuJoCo draws ``segid + 1`` as a 24-bit colour. Reading one bit back avoids both the table from segment to geom and
+    robosuite's conversion, which overflows on numpy 2.
+    """
+    wanted = int(mujoco.mjtObj.mjOBJ_GEOM)
+    for index in range(scene.ngeom):
+        geom = scene.geoms[index]
+        geom.segid = int(geom.objtype == wanted and geom.objid in geoms)
+
+
+class FastRenderer:
+    """One small off-screen buffer, no multisampling, visual geoms only: what recordings and moved layouts use."""
+
+    def __init__(self, model: mujoco.MjModel, size: int):
+        self._model = model
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        model.vis.quality.offsamples = 0
+        self._gl = mujoco.gl_context.GLContext(size, size)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._rect = mujoco.MjrRect(0, 0, size, size)
+        self._size = size
+        self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + model.nsite + 16)
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[:] = 0
+        self._option.geomgroup[1] = 1
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def render(
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+    ) -> ViewFrame:
+        self._gl.make_current()
+        self._camera.fixedcamid = self._model.camera(camera).id
+        mujoco.mjv_updateScene(
+            self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
+        )
+        colours = np.empty((self._size, self._size, 3), np.uint8)
+        zbuffer = np.empty((self._size, self._size), np.float32) if depth else None
+        mask = image = None
+        if rgb or (depth and geoms is None):
+            mujoco.mjr_render(self._rect, self._scene, self._context)
+            mujoco.mjr_readPixels(colours, zbuffer, self._rect, self._context)
+            image = np.ascontiguousarray(colours[::-1, ::-1]) if rgb else None
+        if geoms is not None:
+            mark_segments(self._scene, geoms)
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+            mujoco.mjr_render(self._rect, self._scene, self._context)
+            mujoco.mjr_readPixels(colours, None if rgb else zbuffer, self._rect, self._context)
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+            mask = np.ascontiguousarray((colours[::-1, ::-1, 0] == 2).astype(np.uint8))
+        metres = None
+        if zbuffer is not None:
+            metres = np.ascontiguousarray(metric_depth(zbuffer, self._model)[::-1, ::-1])
+        return ViewFrame(image, mask, metres)
+
+    def close(self) -> None:
+        self._gl.make_current()
+        self._context.free()
+        self._gl.free()
