@@ -224,6 +224,8 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     # Regular expressions on parameter paths ("vision/dinov2/.*"); what matches is frozen and has no optimizer memory.
     freeze: tuple[str, ...] = ()
+    # How frozen parameters are kept; "bfloat16" halves their memory and rounds them once.
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     # Exponential moving average of the weights, used for evaluation and export; 0 switches it off.
     ema_decay: float = 0.0
     accumulation_steps: int = 1

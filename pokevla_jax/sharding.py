@@ -1,0 +1,218 @@
+"""Mesh, logical-axis rules and the shardings of parameters, optimizer state and batch.
+
+The model names the axes of every parameter (``("layers", "embed", "mlp")``), ``RULES`` maps names to mesh axes, and
+everything that follows a parameter (Adam's moments, the moving average) takes that parameter's sharding by its path.
+Nothing here knows a model class.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec
+
+from pokevla_jax.config import ConfigError
+from pokevla_jax.config import MeshConfig
+
+AXES = ("replica", "data", "fsdp", "tensor")
+"""Mesh axes, outermost first: ``replica`` may cross slices (only gradients travel), ``tensor`` stays on neighbours."""
+
+BATCH_AXES = ("replica", "data", "fsdp")
+
+# Logical axis -> mesh axis. ZeRO-3 cuts every matrix along the residual stream; tensor parallelism cuts what a block
+# computes independently (heads, hidden units, vocabulary rows).
+RULES: dict[str, str | None] = {
+    "layers": None,  # scanned: one layer is gathered at a time, never all
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "qkv": "tensor",
+    "vocab": "tensor",
+    "length": None,
+    "patch": None,
+    "action": None,
+}
+
+# An array above this size that is left whole on every device of an fsdp mesh is a bug, not a choice.
+LARGEST_REPLICATED = 4 * 2**20
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The device mesh ``replica x data x fsdp x tensor``; an axis of size -1 takes the devices that are left.
+
+    Raises:
+        ConfigError: when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    described = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ConfigError(f"config.mesh {described}: sizes are positive, and one of them may be -1 (what is left)")
+    known = math.prod(size for size in sizes if size > 0)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise ConfigError(
+            f"config.mesh {described} needs a multiple of {known} devices, found {len(devices)}; "
+            "set one axis to -1 or change the others"
+        )
+    if len(devices) > 1 and devices[0].platform == "tpu":
+        # On TPU the order of the devices decides which collectives ride on neighbouring links.
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every array of a batch: rows over ``replica``, ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of scalars: whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Parts that the rows of a batch are cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch_size(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
+    """Raises ``ConfigError`` naming the nearest valid batch sizes when the rows cannot be cut evenly."""
+    unit = batch_shards(mesh) * accumulation_steps
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
+        nearest = f"{below} or {above}" if below else str(above)
+        raise ConfigError(
+            f"config.batch_size {batch_size} is not divisible by replica x data x fsdp x accumulation_steps = {unit}; "
+            f"nearest: {nearest}"
+        )
+
+
+def param_shardings(abstract: Any, axes: Any, mesh: Mesh, *, rules: Mapping[str, str | None] = RULES) -> Any:
+    """The parameters' tree with a ``NamedSharding`` in place of each array.
+
+    Args:
+        abstract: nested dict of arrays or ``ShapeDtypeStruct``s.
+        axes: the same tree with a tuple of logical axis names per array.
+        mesh: from ``make_mesh``.
+        rules: logical name -> mesh axis.
+
+    Raises:
+        ValueError: for an axis name without a rule, or a tuple of the wrong length, naming the parameter.
+    """
+    named = flatten(axes, is_leaf=lambda x: isinstance(x, tuple))
+
+    def one(path, leaf):
+        name = path_name(path)
+        if name not in named:
+            raise ValueError(f"Parameter {name} has no logical axes; name them where the module is defined")
+        return NamedSharding(mesh, _spec(name, leaf.shape, leaf.dtype.itemsize, named[name], mesh, rules))
+
+    return jax.tree_util.tree_map_with_path(one, abstract)
+
+
+def _spec(
+    name: str, shape: Sequence[int], itemsize: int, axes: Sequence[str | None], mesh: Mesh, rules: Mapping
+) -> PartitionSpec:
+    """The partition of one parameter; a mesh axis is used once, and only where it divides the dimension."""
+    if len(axes) != len(shape):
+        raise ValueError(f"Parameter {name} of shape {tuple(shape)} has {len(axes)} logical axes {tuple(axes)}")
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis is not None and axis not in rules:
+            raise ValueError(f"Logical axis {axis!r} of parameter {name} has no rule; known: {', '.join(rules)}")
+        target = rules[axis] if axis is not None else None
+        usable = target is not None and target not in spec and mesh.shape[target] > 1 and size % mesh.shape[target] == 0
+        spec.append(target if usable else None)
+    large = math.prod(shape) * itemsize > LARGEST_REPLICATED
+    if large and mesh.shape["fsdp"] > 1 and "fsdp" not in spec:
+        # A large array whose rules do not fit still has to be cut: take its largest free dimension (not the scanned one).
+        free = [i for i, s in enumerate(spec) if s is None and axes[i] != "layers" and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            spec[max(free, key=lambda i: shape[i])] = "fsdp"
+        else:
+            logging.getLogger(__name__).warning(
+                "Parameter %s %s stays whole on each of the %d fsdp devices: no dimension is divisible",
+                name, tuple(shape), mesh.shape["fsdp"],
+            )  # fmt: skip
+    return PartitionSpec(*spec)
+
+
+def follow(tree: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that contains copies of the parameters' tree, such as an optimizer state.
+
+    Each array whose path ends in a parameter's path is placed like that parameter, anything else is replicated.
+    ``jax.eval_shape(optimizer.init, params)`` loses the shardings, which is why they are looked up by path.
+
+    Raises:
+        ValueError: when an array above 4 MiB matches no parameter.
+    """
+    by_path = flatten(shardings)
+
+    def one(path, leaf):
+        names = [_key_name(key) for key in path]
+        for start in range(len(names)):
+            sharding = by_path.get("/".join(names[start:]))
+            if sharding is not None and len(sharding.spec) == len(leaf.shape):
+                return sharding
+        if math.prod(leaf.shape) * leaf.dtype.itemsize > LARGEST_REPLICATED:
+            raise ValueError(f"{'/'.join(names)} {tuple(leaf.shape)} follows no parameter and would be replicated")
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def explain(abstract: Any, shardings: Any) -> str:
+    """A table of every parameter: path, shape, dtype, partition, MiB on one device, replicated ones above 4 MiB marked."""
+    rows = []
+    totals = [0, 0]
+    placed = flatten(shardings)
+    for name, leaf in flatten(abstract).items():
+        local = math.prod(placed[name].shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        totals[0] += size
+        totals[1] += local
+        cut = ", ".join("-" if axis is None else str(axis) for axis in placed[name].spec) or "-"
+        note = "  whole on every device" if local == size > LARGEST_REPLICATED else ""
+        rows.append((name, "x".join(map(str, leaf.shape)) or "scalar", str(leaf.dtype), cut, f"{local / 2**20:.3f}", note))
+    header = ("parameter", "shape", "dtype", "partition", "MiB per device", "")
+    rows.append(("total", "", "", f"of {totals[0] / 2**20:.1f} MiB", f"{totals[1] / 2**20:.3f}", ""))
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row[:4], widths, strict=False)), row[4].rjust(widths[4])]) + row[5]
+        for row in [header, *rows]
+    )
+
+
+def flatten(tree: Any, *, is_leaf: Any = None) -> dict[str, Any]:
+    """``{"vision/dinov2/…/kernel": leaf}`` in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]}
+
+
+def path_name(path: Iterable[Any]) -> str:
+    """A key path as ``vision/dinov2/blocks/attention/qkv/kernel``."""
+    return "/".join(_key_name(key) for key in path)
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def describe(mesh: Mesh) -> str:
+    """The mesh in words, such as ``8 cpu devices: replica 1 x data 2 x fsdp 2 x tensor 2``."""
+    sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in AXES)
+    return f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}: {sizes}"

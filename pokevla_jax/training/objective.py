@@ -1,0 +1,35 @@
+"""What a run trains: the parameters, the loss of a batch and the held-out measures.
+
+The loop, the step and the checkpoints know only this interface; each stage of training is one ``Objective``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pokevla_jax.typing import Array
+from pokevla_jax.typing import Batch
+from pokevla_jax.typing import Float
+from pokevla_jax.typing import Params
+
+Scalars = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A training problem over a plain parameter tree."""
+
+    # key -> float32 parameters; the same values on any mesh.
+    initialize: Callable[[Array], Params]
+    # The parameters' tree of ``ShapeDtypeStruct``s, and of tuples of logical axis names.
+    abstract_params: Params
+    logical_axes: Any
+    # global batch -> valid entries per term of the loss
+    count: Callable[[Batch], Scalars]
+    # (params, micro-batch, key, counts of the global batch) -> total, parts; sums over the micro-batches are the
+    # global batch's total and parts
+    loss: Callable[[Params, Batch, Array, Scalars], tuple[Float[Array, ""], Scalars]]
+    # (params, batch) -> {measure: (sum, count)}; sums and counts add up over batches
+    measure: Callable[[Params, Batch], dict[str, tuple[Float[Array, ""], Float[Array, ""]]]]
+    # The measure that tells the best checkpoint (lower is better).
+    criterion: str = "action_error"

@@ -1,0 +1,124 @@
+"""One optimizer step, and one held-out measurement, as compiled functions.
+
+``make_train_step`` and ``make_eval_step`` place and compile; ``_train_step`` is the mathematics.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pokevla_jax import sharding
+from pokevla_jax.config import Config
+from pokevla_jax.training.objective import Objective
+from pokevla_jax.training.objective import Scalars
+from pokevla_jax.training.optimizer import learning_rate_schedule
+from pokevla_jax.training.optimizer import merge
+from pokevla_jax.training.state import TrainState
+from pokevla_jax.typing import Batch
+
+
+def abstract_batch(spec: dict[str, Any], mesh: Mesh) -> Batch:
+    """The batch of ``data.schema.batch_spec`` as ``ShapeDtypeStruct``s with their shardings."""
+    placed = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placed) for name, array in spec.items()}
+
+
+def make_train_step(
+    objective: Objective,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    abstract_state: TrainState,
+    abstract_batch: Batch,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """The compiled ``(state, batch) -> (state, scalars)``; the old state's memory is reused for the new one.
+
+    Compiled ahead of time: a batch of another shape raises instead of compiling again.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        return _train_step(state, batch, objective=objective, config=config, optimizer=optimizer, mesh=mesh)
+
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    jitted = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+    with jax.set_mesh(mesh):
+        return jitted.lower(abstract_state, abstract_batch).compile()
+
+
+def make_eval_step(
+    objective: Objective, mesh: Mesh, abstract_state: TrainState, abstract_batch: Batch
+) -> Callable[[TrainState, Batch], dict[str, Any]]:
+    """The compiled ``(state, batch) -> {measure: (sum, count)}`` of the parameters that would be published."""
+
+    def eval_step(state: TrainState, batch: Batch) -> dict[str, Any]:
+        return objective.measure(state.inference_params, batch)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(eval_step, out_shardings=sharding.replicated(mesh)).lower(abstract_state, abstract_batch).compile()
+
+
+def _train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    objective: Objective,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> tuple[TrainState, Scalars]:
+    """Gradient of the global batch, update, moving average. All randomness comes from (seed, step)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    counts = objective.count(batch)
+
+    def loss(trained, micro_batch, key):
+        return objective.loss(merge(trained, state.frozen), micro_batch, key, counts)
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if config.optimizer.accumulation_steps == 1:
+        (total, parts), grads = value_and_grad(state.trained, batch, key)
+    else:
+        (total, parts), grads = _accumulate(value_and_grad, state.trained, batch, key, config, mesh)
+
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = config.optimizer.ema_decay
+        ema = jax.tree.map(lambda average, new: decay * average + (1.0 - decay) * new, ema, trained)
+    scalars = {
+        "loss": total,
+        **{f"loss/{name}": value for name, value in parts.items()},
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate_schedule(config.optimizer, config.num_steps)(state.step),
+    }
+    new = TrainState(step=state.step + 1, trained=trained, frozen=state.frozen, opt_state=opt_state, ema=ema)
+    return new, scalars
+
+
+def _accumulate(value_and_grad, trained, batch, key, config: Config, mesh: Mesh):
+    """Totals, parts and gradients summed over micro-batches, one at a time in memory.
+
+    Every loss term is already divided by the global batch's count, so sums over micro-batches are the global means.
+    """
+    steps = config.optimizer.accumulation_steps
+    placed = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
+
+    def cut(x):
+        # Strided rows: each device's rows are dealt out evenly, so no row leaves its device.
+        x = x.reshape(x.shape[0] // steps, steps, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, placed))
+
+    def one(carry, inputs):
+        micro_batch, index = inputs
+        result = value_and_grad(trained, micro_batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, result), None
+
+    micro_batches = jax.tree.map(cut, batch)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, trained, first, key))
+    return jax.lax.scan(one, zeros, (micro_batches, jnp.arange(steps)))[0]

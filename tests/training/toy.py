@@ -1,0 +1,79 @@
+"""A small regression problem with the shape of the real one: stacked layers, masked loss, noise from the step's key."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pokevla_jax.training.objective import Objective
+
+WIDTH = 16
+LAYERS = 2
+BATCH = 16
+
+AXES = {
+    "embed": {"kernel": (None, "embed"), "bias": ("embed",)},
+    "blocks": {"up": {"kernel": ("layers", "embed", "mlp"), "bias": ("layers", "mlp")}, "down": {"kernel": ("layers", "mlp", "embed")}},
+    "head": {"kernel": ("embed", None)},
+}  # fmt: skip
+
+
+def initialize(key):
+    """Parameters of a two-layer residual network."""
+    keys = jax.random.split(key, 4)
+    normal = jax.random.normal
+    return {
+        "embed": {"kernel": normal(keys[0], (4, WIDTH)), "bias": jnp.zeros(WIDTH)},
+        "blocks": {
+            "up": {
+                "kernel": 0.3 * normal(keys[1], (LAYERS, WIDTH, 2 * WIDTH)),
+                "bias": jnp.zeros((LAYERS, 2 * WIDTH)),
+            },
+            "down": {"kernel": 0.3 * normal(keys[2], (LAYERS, 2 * WIDTH, WIDTH))},
+        },
+        "head": {"kernel": 0.1 * normal(keys[3], (WIDTH, 3))},
+    }
+
+
+def predict(params, x):
+    """float[b, 4] -> float[b, 3]."""
+    x = x @ params["embed"]["kernel"] + params["embed"]["bias"]
+
+    def block(x, layer):
+        hidden = jnp.tanh(x @ layer["up"]["kernel"] + layer["up"]["bias"])
+        return x + hidden @ layer["down"]["kernel"], None
+
+    return jax.lax.scan(block, x, params["blocks"])[0] @ params["head"]["kernel"]
+
+
+def objective(noise=0.0):
+    """Masked mean squared error; ``noise`` perturbs the inputs with the step's key."""
+
+    def count(batch):
+        return {"fit": jnp.maximum(jnp.sum(batch["mask"]).astype(jnp.float32), 1.0)}
+
+    def loss(params, batch, key, counts):
+        x = batch["x"] + noise * jax.random.normal(key, batch["x"].shape)
+        error = jnp.sum((predict(params, x) - batch["y"]) ** 2, -1) * batch["mask"]
+        total = jnp.sum(error) / counts["fit"]
+        return total, {"fit": total}
+
+    def measure(params, batch):
+        error = jnp.sum(jnp.abs(predict(params, batch["x"]) - batch["y"]), -1)
+        return {"action_error": (jnp.sum(error), jnp.float32(error.size))}
+
+    return Objective(
+        initialize=initialize,
+        abstract_params=jax.eval_shape(initialize, jax.random.key(0)),
+        logical_axes=AXES,
+        count=count,
+        loss=loss,
+        measure=measure,
+    )
+
+
+def batch(step, rows=BATCH):
+    """Row counts of valid entries differ between micro-batches, so a mean of means would be seen."""
+    rng = np.random.default_rng((7, step))
+    x = rng.normal(size=(rows, 4)).astype(np.float32)
+    mask = (rng.random(rows) < np.linspace(0.2, 1.0, rows)).astype(np.float32)
+    return {"x": x, "y": np.sin(x[:, :3]).astype(np.float32), "mask": mask}
