@@ -5,6 +5,7 @@ Not an experiment itself. A configuration file reads::
     from configs import common
     from pokevla_jax.models import presets
 
+
     def get_config():
         config = common.experiment(presets.tiny())
         config.batch_size = 16

@@ -12,11 +12,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from dataclasses import field
 from typing import Any
 from typing import Literal
 from typing import TypeVar
-
 
 T = TypeVar("T")
 

@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
 def test_run_hands_the_loaded_config_over(config_file):
     seen = []
     status = flags.run(
-        _parser(), seen.append, ["--config", str(config_file), "--config.seed=5", "--config.data.path", "a b", "--workdir=w"]
+        _parser(),
+        seen.append,
+        ["--config", str(config_file), "--config.seed=5", "--config.data.path", "a b", "--workdir=w"],
     )
     assert status == 0
     assert (seen[0].config.seed, seen[0].config.data.path, seen[0].workdir) == (5, "a b", "w")
