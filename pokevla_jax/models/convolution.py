@@ -1,0 +1,66 @@
+"""The few convolutions of the mask branch, each written as a matrix product over channels-last maps.
+
+A convolution whose stride equals its kernel is a reshape and a matrix product, forwards and backwards, on every
+backend; XLA's CPU backend would run the convolution's gradients far slower.
+"""
+
+from flax import nnx
+import jax.numpy as jnp
+
+from pokevla_jax.models.layers import Linear
+from pokevla_jax.models.layers import add_bias
+from pokevla_jax.models.layers import lecun_normal
+from pokevla_jax.models.layers import parameter
+from pokevla_jax.models.layers import zeros
+from pokevla_jax.typing import Array
+from pokevla_jax.typing import Float
+
+
+def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h/size w/size size*size*c"]:
+    """Non-overlapping square patches, each flattened as (row, column, channel)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // size, size, w // size, size, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // size, w // size, size * size * c)
+
+
+class PatchConv(nnx.Module):
+    """A convolution with stride = kernel size; the kernel's input axis is flattened as (row, column, channel)."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs):
+        self.size = size
+        self.linear = Linear(size * size * inputs, outputs, rngs=rngs, axes=(None, "embed"))
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h/size w/size o"]:
+        return self.linear(space_to_depth(x, self.size))
+
+
+class UpConv(nnx.Module):
+    """A transposed convolution with stride 2 and kernel 2: every cell becomes 2 x 2 cells of its own."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.linear = Linear(inputs, (2, 2, outputs), rngs=rngs, axes=("embed", None, None, None), use_bias=False)
+        self.bias = parameter(rngs, zeros, (outputs,), (None,))
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b 2*h 2*w o"]:
+        b, h, w, _ = x.shape
+        y = self.linear(x).transpose(0, 1, 3, 2, 4, 5)
+        return add_bias(y.reshape(b, 2 * h, 2 * w, -1), self.bias[...])
+
+
+class Conv3x3(nnx.Module):
+    """A 3 x 3 convolution with zero padding; the kernel is [row, column, input, output]."""
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, use_bias: bool = True):
+        def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+            return lecun_normal(key, (9 * inputs, outputs), dtype).reshape(shape)
+
+        self.kernel = parameter(rngs, init, (3, 3, inputs, outputs), (None, None, None, "embed"))
+        self.bias = parameter(rngs, zeros, (outputs,), ("embed",)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+        h, w = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+        kernel = self.kernel.astype(x.dtype)
+        y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+        return y if self.bias is None else add_bias(y, self.bias[...])

@@ -1,0 +1,99 @@
+"""A causal Qwen2 decoder over embeddings: RMSNorm, grouped-query attention with biased q, k, v, rotary positions, SwiGLU.
+
+Source: Qwen2.5-0.5B (public config and weights); tied input and output embeddings.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from pokevla_jax.config import LanguageConfig
+from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Source
+from pokevla_jax.models.attention import attend
+from pokevla_jax.models.layers import Linear
+from pokevla_jax.models.layers import RMSNorm
+from pokevla_jax.models.layers import RotaryTable
+from pokevla_jax.models.layers import SwiGLU
+from pokevla_jax.models.layers import parameter
+from pokevla_jax.models.layers import rotary_table
+from pokevla_jax.models.layers import rotate
+from pokevla_jax.models.layers import token_normal
+from pokevla_jax.typing import Array
+from pokevla_jax.typing import Bool
+from pokevla_jax.typing import Float
+from pokevla_jax.typing import Int
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
+        d, h, g, k = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = Linear(d, (h, k), rngs=rngs, axes=("embed", "heads", "head_dim"))
+        self.k_proj = Linear(d, (g, k), rngs=rngs, axes=("embed", "kv_heads", "head_dim"))
+        self.v_proj = Linear(d, (g, k), rngs=rngs, axes=("embed", "kv_heads", "head_dim"))
+        self.o_proj = Linear((h, k), d, rngs=rngs, axes=("heads", "head_dim", "embed"), use_bias=False)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
+    ) -> Float[Array, "b s d"]:
+        queries, keys = rotate(self.q_proj(x), rotary), rotate(self.k_proj(x), rotary)
+        return self.o_proj(attend(queries, Source(keys, self.v_proj(x)), mask=mask))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.post_attention_layernorm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.mlp_dim, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
+    ) -> Float[Array, "b s d"]:
+        with jax.named_scope("attention"):
+            x = x + self.attention(self.input_layernorm(x), rotary, mask)
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nnx.Module):
+    """The language model: embeddings in, hidden states out."""
+
+    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embed_tokens = parameter(rngs, token_normal, (config.vocab_size, config.width), ("vocab", "embed"))
+        self.layers = stacking.stack(lambda rngs: DecoderLayer(config, rngs), config.num_layers, rngs)
+        self.norm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
+
+    def embed(self, tokens: Int[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b l d"]:
+        """Token embeddings."""
+        return self.embed_tokens[...].astype(dtype)[tokens]
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        positions: Int[Array, "b s"],
+        mask: Bool[Array, "b s s"],
+        *,
+        remat: stacking.Remat = "none",
+        all_layers: bool = False,
+    ) -> tuple[Float[Array, "b s d"], Float[Array, "layers b s d"] | None]:
+        """The last hidden states (after the final norm) and, with ``all_layers``, those after every layer.
+
+        The last of all layers is the normed one too, as Hugging Face's ``hidden_states[1:]``.
+        """
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        x, states = stacking.scan(
+            self.layers, x, step=lambda layer, x, _: layer(x, rotary, mask), remat=remat, collect=all_layers
+        )
+        last = self.norm(x)
+        return last, jnp.concatenate([states[:-1], last[None]]) if all_layers else None
+
+    def logits(self, states: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
+        """Next-token logits in float32, by the tied embeddings."""
+        table = self.embed_tokens[...].astype(states.dtype)
+        return jnp.einsum("bsd,vd->bsv", states, table, preferred_element_type=jnp.float32)

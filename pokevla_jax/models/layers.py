@@ -1,0 +1,195 @@
+"""Leaf layers: linear maps, norms, MLPs and rotary positions.
+
+The activations carry the compute dtype: a layer casts its float32 parameters to the dtype of what it is given, and
+norms compute in float32 whatever that is. Every parameter names its logical axes, which ``sharding.py`` maps to a mesh.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from pokevla_jax.typing import Array
+from pokevla_jax.typing import Float
+
+Axes = Sequence[str | None]
+Initializer = Callable[[Array, Sequence[int], jnp.dtype], Array]
+
+lecun_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+token_normal = jax.nn.initializers.normal(0.02)
+ones = jax.nn.initializers.ones
+zeros = jax.nn.initializers.zeros
+
+
+class Buffer(nnx.Param):
+    """An array that belongs to the checkpoint and is never trained."""
+
+
+def parameter(rngs: nnx.Rngs, init: Initializer, shape: Sequence[int], axes: Axes, kind: type = nnx.Param) -> nnx.Param:
+    """One float32 parameter that knows its logical axes."""
+    # The names go under a key of our own: Flax's own one would demand a mesh at creation ("eager sharding").
+    return kind(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+
+
+@jax.custom_vjp
+def add_bias(x: Array, bias: Array) -> Array:
+    """``x + bias``, where ``bias`` has the trailing axes of ``x``.
+
+    Its gradient is written as a matrix product with ones: XLA's CPU backend sums over leading axes many times slower
+    than it multiplies matrices, and elsewhere the two cost the same.
+    """
+    return x + bias.astype(x.dtype)
+
+
+def _sum_leading(x: Array, ndim: int) -> Array:
+    lead = x.shape[: x.ndim - ndim]
+    return jnp.tensordot(jnp.ones(lead, x.dtype), x, axes=len(lead), preferred_element_type=jnp.float32)
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias: Array, grad: Array) -> tuple[Array, Array]:
+    return grad, _sum_leading(grad, bias.ndim).astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.custom_vjp
+def multiply(x: Array, scale: Array) -> Array:
+    """``x * scale``, where ``scale`` has the trailing axes of ``x``; its gradient as in ``add_bias``."""
+    return x * scale.astype(x.dtype)
+
+
+def _multiply_forward(x: Array, scale: Array) -> tuple[Array, tuple[Array, Array]]:
+    return multiply(x, scale), (x, scale)
+
+
+def _multiply_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, scale = saved
+    return grad * scale.astype(grad.dtype), _sum_leading(grad * x, scale.ndim).astype(scale.dtype)
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def repeat(x: Array, batch: int) -> Array:
+    """``x`` once per batch element, in front."""
+    return add_bias(jnp.zeros((batch, *x.shape), jnp.float32), x)
+
+
+class Linear(nnx.Module):
+    """A linear map from the trailing axes ``inputs`` to the axes ``outputs``, such as ``d -> (heads, head_dim)``."""
+
+    def __init__(
+        self,
+        inputs: int | tuple[int, ...],
+        outputs: int | tuple[int, ...],
+        *,
+        rngs: nnx.Rngs,
+        axes: Axes,
+        use_bias: bool = True,
+        init: Initializer = lecun_normal,
+    ):
+        inputs = (inputs,) if isinstance(inputs, int) else inputs
+        outputs = (outputs,) if isinstance(outputs, int) else outputs
+        self.num_inputs = len(inputs)
+
+        def init_kernel(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+            # Initializers read fan-in and fan-out off a matrix.
+            return init(key, (math.prod(inputs), math.prod(outputs)), dtype).reshape(shape)
+
+        self.kernel = parameter(rngs, init_kernel, inputs + outputs, axes)
+        self.bias = parameter(rngs, zeros, outputs, axes[len(inputs) :]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        y = jnp.tensordot(x, self.kernel.astype(x.dtype), axes=self.num_inputs)
+        return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, in float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = parameter(rngs, ones, (width,), (None,))
+        self.bias = parameter(rngs, zeros, (width,), (None,))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return add_bias(multiply(y, self.scale[...]), self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, in float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
+        self.eps = eps
+        self.scale = parameter(rngs, ones, (width,), (None,))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return multiply(y, self.scale[...]).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """The exact GELU (erf), as every network here was trained with."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class MLP(nnx.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Callable[[Array], Array] = gelu,
+        axes: Axes = ("embed", "mlp", "embed"),
+    ):
+        self.activation = activation
+        self.fc1 = Linear(inputs, hidden, rngs=rngs, axes=axes[:2])
+        self.fc2 = Linear(hidden, outputs, rngs=rngs, axes=axes[1:])
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class SwiGLU(nnx.Module):
+    """``down(silu(gate(x)) * up(x))``, Qwen2's MLP."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.gate_proj = Linear(width, hidden, rngs=rngs, axes=("embed", "mlp"), use_bias=False)
+        self.up_proj = Linear(width, hidden, rngs=rngs, axes=("embed", "mlp"), use_bias=False)
+        self.down_proj = Linear(hidden, width, rngs=rngs, axes=("mlp", "embed"), use_bias=False)
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+RotaryTable = tuple[Float[Array, "... s 1 k/2"], Float[Array, "... s 1 k/2"]]
+
+
+def rotary_table(positions: Float[Array, "... s"], head_dim: int, theta: float) -> RotaryTable:
+    """Cosines and sines of the rotary angles of ``positions``, float32, ready for ``rotate``."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "b s h k"], table: RotaryTable) -> Float[Array, "b s h k"]:
+    """Rotary position embedding in the half-split layout of Qwen2: dimension i turns with dimension i + k/2."""
+    cos, sin = table
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

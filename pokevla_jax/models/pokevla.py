@@ -1,0 +1,150 @@
+"""PokeVLA, stage 2: two views, an instruction and the robot's state to a chunk of actions.
+
+The sequence of the language model is ``[vision tokens, view by view | prompt | <SEG> | action queries]``, causal. The
+robot's state stays out of it and enters the action head. Segmentation, alignment and keypoints exist for their losses:
+with ``train=False`` they are not computed, and where their weight is 0 they have no parameters.
+"""
+
+from dataclasses import dataclass
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import attention
+from pokevla_jax.models import geometry
+from pokevla_jax.models.action_head import ActionHead
+from pokevla_jax.models.geometry import AlignProjector
+from pokevla_jax.models.language import Decoder
+from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import parameter
+from pokevla_jax.models.layers import repeat
+from pokevla_jax.models.layers import token_normal
+from pokevla_jax.models.segmentation import Segmentation
+from pokevla_jax.models.vision import VisionEncoder
+from pokevla_jax.typing import Array
+from pokevla_jax.typing import Batch
+from pokevla_jax.typing import Bool
+from pokevla_jax.typing import Float
+from pokevla_jax.typing import Int
+from pokevla_jax.typing import UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states of the language model, by what stands at their positions.
+
+    ``layers`` holds the same states after every layer, on a leading axis, where the action head reads them.
+    """
+
+    vision: Float[Array, "... b n d"]
+    seg: Float[Array, "... b d"]
+    queries: Float[Array, "... b q d"]
+    layers: "Hidden | None" = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass returns, float32; all but the actions only in training, where the part has weight."""
+
+    actions: Float[Array, "b t a"]
+    coarse_logits: Float[Array, "b v m m"] | None = None
+    mask_logits: Float[Array, "b v m m"] | None = None
+    aligned: Float[Array, "b n f"] | None = None
+    # In the units of ``geometry.scale_keypoints``.
+    keypoints: Float[Array, "b k 3"] | None = None
+
+
+class PokeVLA(nnx.Module):
+    """The network; build it with ``stacking.bind(config, params)``."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        geometry.check_teacher(config.geometry)
+        width = config.language.width
+        self.config = config
+        self.vision = VisionEncoder(config, rngs)
+        self.language = Decoder(config.language, rngs)
+        self.seg_token = parameter(rngs, token_normal, (1, width), (None, "embed"))
+        self.action_queries = parameter(rngs, token_normal, (config.action_head.num_queries, width), (None, "embed"))
+        self.action_head = ActionHead(config, rngs)
+        self.segmentation = Segmentation(config, rngs) if config.segmentation.weight else None
+        self.align_projector = AlignProjector(config, rngs) if config.geometry.weight else None
+        outputs = 3 * config.keypoint.num_keypoints
+        self.keypoint_head = MLP(width, width, outputs, rngs=rngs) if config.keypoint.weight else None
+
+    def encode(
+        self,
+        images: UInt8[Array, "b v h w 3"],
+        tokens: Int[Array, "b l"],
+        token_mask: Bool[Array, "b l"],
+    ) -> Hidden:
+        """Hidden states of the vision tokens, ``<SEG>`` and the action queries.
+
+        Padding of the prompt is masked out and takes no position, so the result does not depend on how much there is.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        with jax.named_scope("vision"):
+            vision = self.vision(images)
+        b, n, _ = vision.shape
+        own = jnp.concatenate([self.seg_token[...], self.action_queries[...]])
+        sequence = jnp.concatenate(
+            [vision, self.language.embed(tokens, dtype), repeat(own, b).astype(dtype)], axis=1
+        )
+        valid = jnp.concatenate(
+            [jnp.ones((b, n), bool), token_mask, jnp.ones((b, own.shape[0]), bool)], axis=1
+        )
+        with jax.named_scope("language"):
+            last, layers = self.language(
+                sequence,
+                attention.positions(valid),
+                attention.causal_mask(valid),
+                remat=config.remat,
+                all_layers=config.action_head.context == "layerwise",
+            )
+        split = self._split(last, n)
+        return Hidden(split.vision, split.seg, split.queries, None if layers is None else self._split(layers, n))
+
+    def _split(self, states: Float[Array, "... b s d"], num_vision: int) -> Hidden:
+        first = states.shape[-2] - self.config.action_head.num_queries
+        return Hidden(states[..., :num_vision, :], states[..., first - 1, :], states[..., first:, :])
+
+    def act(self, hidden: Hidden, proprio: Float[Array, "b r"]) -> Float[Array, "b t a"]:
+        """The chunk of normalised actions."""
+        read = hidden.layers or hidden
+        with jax.named_scope("action_head"):
+            return self.action_head(read.vision, read.seg, read.queries, proprio)
+
+    def segment(
+        self, seg: Float[Array, "b d"], images: UInt8[Array, "b v h w 3"]
+    ) -> tuple[Float[Array, "b v m m"], Float[Array, "b v m m"]]:
+        """Coarse and fine mask logits of the goal objects in every view."""
+        with jax.named_scope("segmentation"):
+            return self.segmentation(images, seg)
+
+    def align(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
+        """Vision states in the geometry teacher's feature space."""
+        with jax.named_scope("align_projector"):
+            return self.align_projector(vision)
+
+    def keypoints(self, seg: Float[Array, "b d"]) -> Float[Array, "b k 3"]:
+        """Positions of target and goal, in the units of ``geometry.scale_keypoints``."""
+        with jax.named_scope("keypoint_head"):
+            return self.keypoint_head(seg).astype(jnp.float32).reshape(seg.shape[0], -1, 3)
+
+    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
+        """Actions and, in training, the outputs of every auxiliary part that has weight."""
+        hidden = self.encode(batch["images"], batch["tokens"], batch["token_mask"])
+        actions = self.act(hidden, batch["proprio"])
+        if not train:
+            return Outputs(actions)
+        coarse, fine = (None, None) if self.segmentation is None else self.segment(hidden.seg, batch["images"])
+        return Outputs(
+            actions,
+            coarse_logits=coarse,
+            mask_logits=fine,
+            aligned=None if self.align_projector is None else self.align(hidden.vision),
+            keypoints=None if self.keypoint_head is None else self.keypoints(hidden.seg),
+        )

@@ -1,0 +1,107 @@
+"""The named networks: ``tiny`` for two CPU cores, ``pokevla`` with the paper's sizes. Same classes, other numbers."""
+
+from collections.abc import Callable
+import difflib
+
+from pokevla_jax.config import ActionHeadConfig
+from pokevla_jax.config import ConfigError
+from pokevla_jax.config import GeometryConfig
+from pokevla_jax.config import KeypointConfig
+from pokevla_jax.config import LanguageConfig
+from pokevla_jax.config import ModelConfig
+from pokevla_jax.config import SegmentationConfig
+from pokevla_jax.config import TowerConfig
+from pokevla_jax.config import VisionConfig
+
+
+def pokevla() -> ModelConfig:
+    """PokeVLA's stage 2: DINOv2-L/14 and SigLIP-So400m/14 at 224 pixels, Qwen2.5-0.5B, a 24-block action expert."""
+    return ModelConfig(
+        preset="pokevla",
+        vision=VisionConfig(
+            image_size=224,
+            patch_size=14,
+            dinov2=TowerConfig(
+                width=1024,
+                depth=24,
+                num_heads=16,
+                mlp_dim=4096,
+                class_token=True,
+                num_registers=4,
+                layer_scale=True,
+                # ImageNet's constants as the released Prismatic checkpoints carry them: rounded to bfloat16.
+                image_mean=(0.484375, 0.455078125, 0.40625),
+                image_std=(0.228515625, 0.2236328125, 0.224609375),
+            ),
+            siglip=TowerConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304),
+            projector_dim=8704,
+        ),
+        language=LanguageConfig(),
+        action_head=ActionHeadConfig(),
+        segmentation=SegmentationConfig(),
+        geometry=GeometryConfig(),
+    )
+
+
+def tiny(vocab_size: int = 256) -> ModelConfig:
+    """A PokeVLA of about 2 M parameters that two CPU cores train in minutes; its teachers need no weights."""
+    return ModelConfig(
+        preset="tiny",
+        vision=VisionConfig(
+            image_size=96,
+            patch_size=16,
+            dinov2=TowerConfig(
+                width=96,
+                depth=3,
+                num_heads=4,
+                mlp_dim=384,
+                class_token=True,
+                num_registers=4,
+                layer_scale=True,
+                feature_block=-1,
+                image_mean=(0.485, 0.456, 0.406),
+                image_std=(0.229, 0.224, 0.225),
+            ),
+            siglip=TowerConfig(width=96, depth=3, num_heads=4, mlp_dim=384, feature_block=-1),
+            projector_dim=384,
+        ),
+        language=LanguageConfig(
+            vocab_size=vocab_size,
+            width=128,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            mlp_dim=384,
+            rope_theta=10_000.0,
+        ),
+        action_head=ActionHeadConfig(num_layers=3, width=128, num_heads=4, num_queries=8),
+        segmentation=SegmentationConfig(
+            image_encoder="small",
+            feature_grid=12,
+            decoder_dim=64,
+            decoder_depth=2,
+            decoder_heads=4,
+            decoder_mlp_dim=128,
+        ),
+        geometry=GeometryConfig(teacher="depth", feature_dim=24),
+        keypoint=KeypointConfig(weight=0.3),
+        max_prompt_length=24,
+        dtype="float32",
+        remat="none",
+    )
+
+
+PRESETS: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "pokevla": pokevla}
+
+
+def get_preset(name: str) -> ModelConfig:
+    """The preset called ``name``.
+
+    Raises:
+        ConfigError: naming the nearest one if there is none.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        raise ConfigError(f"Unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"))
+    return PRESETS[name]()
