@@ -1,0 +1,108 @@
+"""A one-dimensional world with the simulator's interface, for tests that need none of MuJoCo.
+
+The state is a position; the first action component moves it; the goal is to pass 1. The observation's image encodes the
+position in its first pixel.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+from eval.manifest import EpisodeSpec
+from eval.manifest import LayoutSpec
+
+
+class ToyEnvironment:
+    def __init__(self):
+        self.position = 0.0
+        self.renders = 0
+        self.closed = False
+
+    def observe(self):
+        self.renders += 1
+        images = np.zeros((2, 8, 8, 3), np.uint8)
+        images[0, 0, 0, 0] = round(100 * np.clip(self.position, 0, 2))
+        return {"images": images, "state": np.zeros(8, np.float32), "prompt": "from the environment"}
+
+    def step(self, action):
+        if action[0] > 0.99:
+            raise RuntimeError("the arm broke")
+        self.position += 0.1 * float(action[0])
+        return self.position >= 1
+
+    def sim_state(self):
+        return np.array([self.position])
+
+    def set_sim_state(self, state):
+        self.position = float(state[0])
+
+    def render(self, view):
+        self.renders += 1
+        return SimpleNamespace(rgb=np.full((32, 32, 3), round(100 * np.clip(self.position, 0, 2)), np.uint8))
+
+    def close(self):
+        self.closed = True
+
+
+@dataclass(frozen=True)
+class ToyScenes:
+    """Starts at ``layout.index / 100``; the process dies once at ``die_at`` while ``die_file`` does not exist."""
+
+    die_at: int = -1
+    die_file: str = ""
+    always_die: bool = False
+
+    def build(self, spec):
+        return ToyEnvironment()
+
+    def place(self, environment, spec):
+        if spec.layout.index == self.die_at and (self.always_die or not os.path.exists(self.die_file)):
+            if self.die_file:
+                open(self.die_file, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        environment.position = spec.layout.index / 100
+
+
+class SpeedAgent:
+    """Moves right at a speed read from the task: task 0 succeeds, task 1 is too slow, task 2 breaks the arm."""
+
+    needs_images = True
+    speeds = (0.5, 0.05, 1.0)
+
+    def begin(self, environment, spec):
+        self.speed = self.speeds[spec.task]
+
+    def act(self, observation):
+        chunk = np.zeros((8, 7), np.float32)
+        chunk[:, 0] = self.speed
+        return chunk
+
+
+class ToyPolicy:
+    """Answers with the position it sees; fails for images whose first pixel is 77."""
+
+    max_batch_size = 4
+
+    def __init__(self):
+        self.metadata = {"name": "toy"}
+        self.batches = []
+
+    def infer(self, observations):
+        self.batches.append(len(observations))
+        if any(o["images"][0, 0, 0, 0] == 77 for o in observations):
+            raise ValueError("cannot look at 77")
+        return np.stack([np.full((8, 7), 0.5, np.float32) for o in observations])
+
+
+def toy_spec(task=0, index=0, max_steps=40, kind="moved"):
+    return EpisodeSpec(
+        benchmark="libero_moved",
+        suite="toy",
+        task=task,
+        task_name=f"go_right_{task}",
+        prompt="go right",
+        max_steps=max_steps,
+        layout=LayoutSpec(kind, 7, index),
+    )
