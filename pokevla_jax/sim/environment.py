@@ -1,5 +1,6 @@
 """One LIBERO task in MuJoCo: reset, step, look - and render only when asked."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -14,6 +15,7 @@ from pokevla_jax.sim.rendering import Camera
 from pokevla_jax.sim.rendering import FastRenderer
 from pokevla_jax.sim.rendering import ViewFrame
 from pokevla_jax.sim.rendering import camera_geometry
+from pokevla_jax.sim.simplify import simplify_scene
 from pokevla_jax.sim.tasks import TaskSpec
 from pokevla_jax.sim.upstream import import_libero
 from pokevla_jax.typing import Float
@@ -65,8 +67,11 @@ class LiberoEnvironment:
         problem = bddl_utils.get_problem_info(str(bddl_file))["problem_name"]
         np_state = np.random.get_state()
         np.random.seed(self._seed)
+        scene_class = libero.TASK_MAPPING[problem]
+        if self.renderer_name == "fast":
+            scene_class = _with_scene_filter(scene_class, simplify_scene)
         try:
-            env = libero.TASK_MAPPING[problem](
+            env = scene_class(
                 bddl_file_name=str(bddl_file),
                 robots=["Panda"],
                 controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
@@ -119,8 +124,12 @@ class LiberoEnvironment:
         if self._hard_reset and self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-        if sim_state is not None:
-            self.set_sim_state(sim_state)
+        start = self.sim_state() if sim_state is None else sim_state
+        # The constraint solver starts from its last accelerations, which robosuite leaves from whatever was simulated
+        # before (other episodes, or the random placement that ``sim_state`` replaces). Clearing them makes an episode a
+        # function of its state and actions alone.
+        mujoco.mj_resetData(self.model, self.data)
+        self.set_sim_state(start)
         for _ in range(settle_steps):
             self.step(SETTLE_ACTION)
 
@@ -200,6 +209,21 @@ class LiberoEnvironment:
             self._renderer.close()
             self._renderer = None
         self.sim_env.close()
+
+
+def _with_scene_filter(scene_class: type, scene_filter: Callable[[str], str]) -> type:
+    """``scene_class`` whose scene XML passes through ``scene_filter`` before MuJoCo compiles it.
+
+    robosuite has a hook for that, but its constructor clears the hook before it compiles the first time. The subclass
+    keeps the name, because LIBERO compares it with the problem's.
+    """
+
+    def _initialize_sim(self: Any, xml_string: str | None = None) -> None:
+        self.set_xml_processor(scene_filter)
+        super(derived, self)._initialize_sim(xml_string)
+
+    derived = type(scene_class)(scene_class.__name__, (scene_class,), {"_initialize_sim": _initialize_sim})
+    return derived
 
 
 def _axis_angle(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:

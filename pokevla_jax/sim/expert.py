@@ -1,0 +1,189 @@
+"""A scripted demonstrator for LIBERO's pick-and-place tasks: what to do in any state, read from the simulator.
+
+The expert has no memory. Where it is in the task (above the object, descending, closing, lifting, carrying, lowering,
+opening) follows from the present state alone, so it labels every state that a learner or a random burst may reach:
+a half-closed gripper, a dropped or toppled object, a hand that was pushed aside. Motion is proportional to the
+distance that is left and gated by smooth functions of the state, so that neighbouring states get neighbouring actions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pokevla_jax.sim.environment import LiberoEnvironment
+from pokevla_jax.sim.errors import SimulationError
+from pokevla_jax.sim.geometry import Box
+from pokevla_jax.sim.geometry import collision_box
+from pokevla_jax.typing import Float
+
+OPEN, CLOSE = -1.0, 1.0
+# Gains: an action of 1 moves the hand by about 15 mm and 0.15 rad in one control step (measured).
+POSITION_GAIN = 12.0
+ROTATION_GAIN = 1.5
+# Half the width that fits between the opened fingers with a millimetre or two to spare.
+MAX_HALF_WIDTH = 0.037
+FINGER_OPENING = 0.0385
+# The palm is 35 mm above the grip site and the finger tips 12 mm below it: an object's top may be this far above the
+# site, and the site this far above the floor.
+TOP_ABOVE_SITE = 0.029
+SITE_ABOVE_FLOOR = 0.0125
+# Grip site's height while travelling with open fingers: finger tips above the tallest object (147 mm).
+HOVER = 0.20
+# The carried object's lower end passes this high; the basket's rim is at 146 mm.
+CARRY_CLEARANCE = 0.165
+# Centre height at which the object is let go: above the goal region's top (136 mm), so that success takes opening.
+RELEASE_HEIGHT = 0.155
+
+
+@dataclass(frozen=True)
+class _Hand:
+    """The gripper now: grip site, orientation (x along the fingers' motion, z forward), opening in [0, 1], grip."""
+
+    position: Float[np.ndarray, "3"]
+    rotation: Float[np.ndarray, "3 3"]
+    opening: float
+    holding: bool
+
+
+class ScriptedExpert:
+    """Picks the task's target up and lets it fall into the basket, from any state of the scene.
+
+    Args:
+        environment: a scene whose task is "put the target into the basket" (all of libero_object).
+
+    Raises:
+        SimulationError: for a task of another kind.
+    """
+
+    def __init__(self, environment: LiberoEnvironment):
+        self._environment = environment
+        if not environment.task.goal_object.startswith("basket"):
+            raise SimulationError(
+                f"The scripted expert puts things into a basket (libero_object); it cannot do {environment.task.name!r}"
+            )
+        self._boxes: dict[str, Box] = {}
+
+    def act(self) -> Float[np.ndarray, "7"]:
+        """The action for the present state, in [-1, 1]: translation, rotation, gripper (-1 open, +1 close)."""
+        task = self._environment.task
+        target, basket = self._box(task.target), self._box(task.goal_object)
+        hand = self._hand(task.target)
+        yaw = _finger_yaw(target)
+        if hand.holding:
+            goal, gripper = _carry(hand, target, basket)
+        elif np.abs(target.center - basket.center)[:2].max() < 0.061 and target.center[2] < RELEASE_HEIGHT:
+            # It lies in the basket: rise out of it.
+            goal, gripper = np.append(hand.position[:2], HOVER), OPEN
+        else:
+            goal, gripper = _approach(hand, target, yaw)
+        translation = POSITION_GAIN * (goal - hand.position)
+        rotation = ROTATION_GAIN * _rotation_vector(_downward(yaw) @ hand.rotation.T)
+        return np.concatenate([_limit(translation), _limit(rotation), [gripper]]).astype(np.float32)
+
+    def _box(self, name: str) -> Box:
+        """The object's bounding box where it is now."""
+        environment = self._environment
+        body = environment.sim_env.obj_body_id[name]
+        if name not in self._boxes:
+            self._boxes[name] = collision_box(environment.model, body)
+        return self._boxes[name].placed(environment.data.xpos[body], environment.data.xmat[body].reshape(3, 3))
+
+    def _hand(self, target: str) -> _Hand:
+        environment = self._environment
+        model, data = environment.model, environment.data
+        robot = environment.sim_env.robots[0]
+        width = np.abs(data.qpos[robot._ref_gripper_joint_pos_indexes]).sum()
+        touching = {"left": False, "right": False}
+        roots = model.body_rootid[model.geom_bodyid]
+        on_target = roots == environment.sim_env.obj_body_id[target]
+        pairs = data.contact.geom[: data.ncon]
+        for side, body in (("left", "gripper0_leftfinger"), ("right", "gripper0_rightfinger")):
+            finger = model.body(body).id
+            on_finger = (model.geom_bodyid == finger) | (model.body_parentid[model.geom_bodyid] == finger)
+            first, second = pairs[:, 0], pairs[:, 1]
+            touching[side] = bool(
+                ((on_finger[first] & on_target[second]) | (on_finger[second] & on_target[first])).any()
+            )
+        return _Hand(
+            position=data.site_xpos[robot.eef_site_id].copy(),
+            rotation=data.site_xmat[robot.eef_site_id].reshape(3, 3).copy(),
+            opening=float(np.clip(width / 0.08, 0.0, 1.0)),
+            holding=touching["left"] and touching["right"],
+        )
+
+
+def _approach(hand: _Hand, target: Box, yaw: float) -> tuple[Float[np.ndarray, "3"], float]:
+    """Where the hand goes to grasp, and the gripper: down a funnel onto the object, then close."""
+    grasp = target.center.copy()
+    grasp[2] = max(target.top - TOP_ABOVE_SITE, SITE_ABOVE_FLOOR)
+    along = np.array([-np.sin(yaw), np.cos(yaw)])
+    offset = (grasp - hand.position)[:2]
+    # Along the fingers' motion the object must fit between them; across it a centimetre does not matter.
+    half_width = target.extent(np.append(along, 0.0))
+    slack = np.clip(FINGER_OPENING - half_width, 0.003, 0.012)
+    miss = np.hypot(max(abs(offset @ along) - slack, 0.0), max(abs(offset @ [along[1], -along[0]]) - 0.010, 0.0))
+    depth = hand.position[2] - grasp[2]
+    # Half-closed fingers that have the object between them go on closing where opened ones would still adjust.
+    if miss < 0.004 + 0.01 * (1.0 - hand.opening) and depth < 0.008 + 0.012 * (1.0 - hand.opening):
+        return grasp, CLOSE
+    funnel = 8.0 * miss
+    if hand.opening < 0.9:
+        # Closed fingers would land on the object: open above it.
+        funnel = max(funnel, target.top + 0.03 - grasp[2])
+    hover = max(HOVER, target.top + 0.05)
+    goal = np.append(grasp[:2], min(grasp[2] + funnel, hover))
+    # From between the objects, first rise: sideways speed grows with the height above the funnel.
+    below = goal[2] - hand.position[2]
+    goal[:2] = hand.position[:2] + offset * np.clip(1.0 - below / 0.08, 0.0, 1.0)
+    return goal, OPEN
+
+
+def _carry(hand: _Hand, target: Box, basket: Box) -> tuple[Float[np.ndarray, "3"], float]:
+    """Where the hand takes the held object, and the gripper: up, over the basket, down, open."""
+    offset = (basket.center - target.center)[:2]
+    distance = float(np.linalg.norm(offset))
+    height = target.top - target.center[2]
+    bottom = target.center[2] - height
+    if distance < 0.03 and target.center[2] < RELEASE_HEIGHT + 0.01:
+        return hand.position.copy(), OPEN
+    high = CARRY_CLEARANCE + height
+    inside = np.clip((0.05 - distance) / 0.03, 0.0, 1.0)
+    center_height = high + inside * (RELEASE_HEIGHT - high)
+    # Sideways only when the lower end is clear of what stands around, fully at travelling height or over the basket.
+    clear = np.clip((bottom - 0.05) / (CARRY_CLEARANCE - 0.02 - 0.05), 0.0, 1.0)
+    goal = hand.position + np.append(offset * max(clear, inside), center_height - target.center[2])
+    return goal, CLOSE
+
+
+def _finger_yaw(target: Box) -> float:
+    """The hand's yaw (0: fingers move along world y) that grasps the object across a side which fits between them."""
+    options = []
+    for axis, half in zip(target.rotation.T, target.half, strict=True):
+        if abs(axis[2]) < 0.6:
+            yaw = np.arctan2(-axis[0], axis[1])
+            # Both fingers are alike: half a turn is the same grasp.
+            yaw = (yaw + np.pi / 2) % np.pi - np.pi / 2
+            options.append((half > MAX_HALF_WIDTH, abs(yaw), yaw))
+    return min(options)[2] if options else 0.0
+
+
+def _downward(yaw: float) -> Float[np.ndarray, "3 3"]:
+    """The grip site's orientation, pointing down, with its x axis (the fingers' motion) at ``yaw`` from world y."""
+    s, c = np.sin(yaw), np.cos(yaw)
+    return np.array([[-s, c, 0.0], [c, s, 0.0], [0.0, 0.0, -1.0]])
+
+
+def _rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3"]:
+    """Axis times angle of a rotation matrix, for angles below half a turn."""
+    axis = 0.5 * np.array(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
+    sine = np.linalg.norm(axis)
+    if sine < 1e-9:
+        return axis
+    return axis / sine * np.arctan2(sine, 0.5 * (np.trace(rotation) - 1.0))
+
+
+def _limit(action: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
+    """The action shortened to length 1; keeping its direction makes paths straight."""
+    return action / max(1.0, float(np.linalg.norm(action)))
