@@ -12,11 +12,15 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
 from typing import TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class ConfigError(ValueError):
@@ -202,6 +206,8 @@ class DataConfig:
     prefetch: int = 4
     # The last action_horizon - 1 starts of an episode: padded with a validity mask, or dropped as the reference does.
     drop_tail: bool = False
+    # Leave out starts at which the robot is told to do nothing (OpenVLA's filter).
+    drop_noops: bool = False
     # Controls: the same network, trained and run without sight or without the instruction.
     zero_images: bool = False
     zero_language: bool = False
@@ -296,7 +302,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, path: str = "config") 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """``value`` as the type ``hint`` asks for; numbers may widen, nothing else is coerced."""
     origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path} is a group of keys, got {value!r}")
         return from_dict(hint, value, path=path)

@@ -19,14 +19,17 @@ k     keypoints (target, goal), 3-D, metres
 ====  =================================================================
 """
 
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 from jaxtyping import UInt8
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
 
 Params = dict[str, Any]
 """A plain nested dict of arrays: what is trained, sharded and checkpointed."""
@@ -35,3 +38,12 @@ Batch = dict[str, Any]
 """One batch; its keys, shapes and dtypes are those of ``data.schema.batch_spec``."""
 
 __all__ = ["Array", "Batch", "Bool", "Float", "Int", "Params", "UInt8", "np"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loader workers and simulators import this module for its numpy shapes; only `Array` brings in JAX.
+    if name == "Array":
+        from jaxtyping import Array
+
+        return Array
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,61 @@
+"""What all tests share: eight virtual CPU devices, software rendering, markers, fixtures.
+
+By default the fast tier runs: everything but the markers in ``OPTIONAL``. ``--all`` or an own ``-m`` runs more.
+"""
+
+import os
+
+# Both are read once, when JAX and MuJoCo are first imported. Without a GPU test asked for, a GPU stays untouched.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("MUJOCO_GL", "osmesa")
+# A test that reaches for the network is a defect: the hub's libraries then fail at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+
+from pokevla_jax import config as config_lib
+
+OPTIONAL = ("slow", "full_size", "tpu_compiler", "gpu")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help=f"also run the tests marked {', '.join(OPTIONAL)}")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the optional tiers out, unless --all, -m or a test's own id asks for them."""
+    if config.getoption("--all") or config.getoption("-m") or any("::" in argument for argument in config.args):
+        return
+    optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL)]
+    if optional:
+        config.hook.pytest_deselected(items=optional)
+        items[:] = [item for item in items if item not in set(optional)]
+
+
+@pytest.fixture(autouse=True)
+def _needs_gpu(request):
+    """Skips a test marked gpu where there is none."""
+    if request.node.get_closest_marker("gpu"):
+        import jax
+
+        if jax.default_backend() != "gpu":
+            pytest.skip("needs a CUDA device: run with JAX_PLATFORMS=cuda on a machine that has one")
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> config_lib.Config:
+    """One experiment around the tiny preset, small enough to compile in a test."""
+    from pokevla_jax.models import presets
+
+    return config_lib.Config(model=presets.tiny(), batch_size=8, num_steps=4)
+
+
+@pytest.fixture(scope="session")
+def libero_assets():
+    """The assets that the simulator's tests use: the given ones, otherwise the project's own stand-ins."""
+    from pokevla_jax.sim.assets import resolve_assets
+
+    return resolve_assets()

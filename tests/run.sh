@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The test command: set-up, linter, formatter, type checker, then the fast tests.
+#
+#   bash tests/run.sh                   the fast tier
+#   bash tests/run.sh --all             every marker
+#   bash tests/run.sh -k layering -x    other arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh </dev/null
+export MUJOCO_GL="${MUJOCO_GL:-osmesa}"
+
+"$VENV/bin/ruff" check --quiet .
+"$VENV/bin/ruff" format --check --quiet .
+"$VENV/bin/mypy" --no-error-summary
+# The last word, and the exit status, are pytest's: 5 (nothing collected) fails like any other.
+exec "$VENV/bin/python" -m pytest --durations=10 --durations-min=2 "$@" </dev/null

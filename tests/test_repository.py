@@ -1,0 +1,77 @@
+"""The tree as a whole: sizes, paths, configurations, commands, markers."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pokevla_jax.cli import flags
+
+ROOT = Path(__file__).resolve().parent.parent
+TRACKED = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
+    if (ROOT / name).is_file()
+]
+TEXT = [
+    p for p in TRACKED if p.suffix in (".py", ".sh", ".md", ".txt", ".toml", ".yaml", ".yml", ".cfg", ".html", ".svg")
+]
+EXPERIMENTS = [
+    p for p in TRACKED if p.parent == ROOT / "configs" and p.suffix == ".py" and p.stem not in ("common", "__init__")
+]
+COMMANDS = [p for p in TRACKED if p.parent == ROOT / "pokevla_jax" / "cli" and p.stem not in ("flags", "__init__")]
+MAX_LINES = 450
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {name(p): len(p.read_text().splitlines()) for p in TEXT if p.suffix in (".py", ".sh")}
+    assert {k: v for k, v in lengths.items() if v > MAX_LINES} == {}
+
+
+def test_no_path_of_one_machine():
+    """A home or work folder of whoever wrote it means nothing to whoever reads it."""
+    pattern = re.compile(r"(?<![\w.$}/])/(?:home|root|Users|work|mnt|data)/\w")
+    found = [
+        f"{name(p)}:{n}" for p in TEXT for n, line in enumerate(p.read_text().splitlines(), 1) if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_no_large_files():
+    assert {name(p): p.stat().st_size for p in TRACKED if p.stat().st_size > 1_000_000} == {}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_experiment_loads_and_states_its_command(path):
+    """A configuration's docstring says on which hardware, for how long, and the exact command."""
+    docstring = re.match(r'"""(.*?)"""', path.read_text(), re.DOTALL)
+    assert docstring, "the file must begin with a docstring"
+    assert f"--config=configs/{path.name}" in docstring[1].replace("--config configs", "--config=configs")
+    assert "pokevla-train" in docstring[1] or "quickstart.sh" in docstring[1]
+    flags.load_config(str(path))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=name)
+def test_command_explains_itself(path):
+    """Every console command answers --help with examples, and an unknown option with one line and status 2."""
+    module = f"pokevla_jax.cli.{path.stem}"
+    shown = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "examples:" in shown.stdout
+    assert f"pokevla-{path.stem}" in shown.stdout
+
+
+def test_requirements_are_pinned():
+    for file in ("requirements.txt", "requirements-sim.txt", "requirements-dev.txt"):
+        lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+        assert [line for line in lines if line and "==" not in line] == []
