@@ -188,8 +188,8 @@ class EpisodeDataset:
             frame = decode_frame(data, masks=masks, depth=depth)
         except (RuntimeError, ValueError, IndexError) as error:
             raise DataError(
-                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or delete "
-                f"{path.stem}.parquet and manifest.json to go on without it"
+                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
+                f"delete {path.stem}.parquet and manifest.json to go on without it"
             ) from error
         for view in self.views:
             if view not in frame.images or frame.images[view].shape[:2] != self.image_size:
@@ -235,8 +235,8 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
         for path, part in zip(paths, parts, strict=True):
             if part.shape[1:] != parts[0].shape[1:]:
                 raise DataError(
-                    f"Column {name!r} has rows of shape {part.shape[1:]} in {path} but {parts[0].shape[1:]} in {paths[0]}; "
-                    "keep different robots in different folders"
+                    f"Column {name!r} has rows of shape {part.shape[1:]} in {path} but {parts[0].shape[1:]} in "
+                    f"{paths[0]}; keep different robots in different folders"
                 )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return EpisodeDataset(directory, tuple(headers), summary, infos, joined)
@@ -263,8 +263,8 @@ def _read_shard(path: Path, *, table: bool = False) -> tuple[dict, dict[str, np.
     if size != header["records_bytes"]:
         found = "is missing" if size is None else f"has {size} bytes"
         raise DataError(
-            f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or delete "
-            f"{path.name} to go on without the shard"
+            f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
+            f"delete {path.name} to go on without the shard"
         )
     return header, columns
 
