@@ -36,11 +36,7 @@ RULES: dict[str, str | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
-    "qkv": "tensor",
     "vocab": "tensor",
-    "length": None,
-    "patch": None,
-    "action": None,
 }
 
 # An array above this size that is left whole on every device of an fsdp mesh is a bug, not a choice.
@@ -113,7 +109,7 @@ def param_shardings(abstract: Any, axes: Any, mesh: Mesh, *, rules: Mapping[str,
     """
     named = flatten(axes, is_leaf=lambda x: isinstance(x, tuple))
 
-    def one(path, leaf):
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         if name not in named:
             raise ValueError(f"Parameter {name} has no logical axes; name them where the module is defined")
@@ -123,7 +119,12 @@ def param_shardings(abstract: Any, axes: Any, mesh: Mesh, *, rules: Mapping[str,
 
 
 def _spec(
-    name: str, shape: Sequence[int], itemsize: int, axes: Sequence[str | None], mesh: Mesh, rules: Mapping
+    name: str,
+    shape: Sequence[int],
+    itemsize: int,
+    axes: Sequence[str | None],
+    mesh: Mesh,
+    rules: Mapping[str, str | None],
 ) -> PartitionSpec:
     """The partition of one parameter; a mesh axis is used once, and only where it divides the dimension."""
     if len(axes) != len(shape):
@@ -137,15 +138,15 @@ def _spec(
         spec.append(target if usable else None)
     large = math.prod(shape) * itemsize > LARGEST_REPLICATED
     if large and mesh.shape["fsdp"] > 1 and "fsdp" not in spec:
-        # A large array whose rules do not fit still has to be cut: take its largest free dimension (not the scanned one).
-        free = [i for i, s in enumerate(spec) if s is None and axes[i] != "layers" and shape[i] % mesh.shape["fsdp"] == 0]
+        # A large array that its rules leave whole still has to be cut: along its largest free dimension, but not the
+        # scanned one.
+        parts = mesh.shape["fsdp"]
+        free = [i for i, s in enumerate(spec) if s is None and axes[i] != "layers" and shape[i] % parts == 0]
         if free:
             spec[max(free, key=lambda i: shape[i])] = "fsdp"
         else:
-            logging.getLogger(__name__).warning(
-                "Parameter %s %s stays whole on each of the %d fsdp devices: no dimension is divisible",
-                name, tuple(shape), mesh.shape["fsdp"],
-            )  # fmt: skip
+            message = "Parameter %s %s stays whole on each of the %d fsdp devices: no dimension is divisible"
+            logging.getLogger(__name__).warning(message, name, shape, parts)
     return PartitionSpec(*spec)
 
 
@@ -160,7 +161,7 @@ def follow(tree: Any, shardings: Any, mesh: Mesh) -> Any:
     """
     by_path = flatten(shardings)
 
-    def one(path, leaf):
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = [_key_name(key) for key in path]
         for start in range(len(names)):
             sharding = by_path.get("/".join(names[start:]))
@@ -174,25 +175,25 @@ def follow(tree: Any, shardings: Any, mesh: Mesh) -> Any:
 
 
 def explain(abstract: Any, shardings: Any) -> str:
-    """A table of every parameter: path, shape, dtype, partition, MiB on one device, replicated ones above 4 MiB marked."""
-    rows = []
-    totals = [0, 0]
+    """A table of every parameter: path, shape, dtype, partition, MiB on one device; large uncut ones are marked."""
     placed = flatten(shardings)
+    rows = [("parameter", "shape", "dtype", "partition", "MiB per device", "")]
+    total = on_device = 0
     for name, leaf in flatten(abstract).items():
-        local = math.prod(placed[name].shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        totals[0] += size
-        totals[1] += local
+        local = math.prod(placed[name].shard_shape(tuple(leaf.shape))) * leaf.dtype.itemsize
+        total, on_device = total + size, on_device + local
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
         cut = ", ".join("-" if axis is None else str(axis) for axis in placed[name].spec) or "-"
         note = "  whole on every device" if local == size > LARGEST_REPLICATED else ""
-        rows.append((name, "x".join(map(str, leaf.shape)) or "scalar", str(leaf.dtype), cut, f"{local / 2**20:.3f}", note))
-    header = ("parameter", "shape", "dtype", "partition", "MiB per device", "")
-    rows.append(("total", "", "", f"of {totals[0] / 2**20:.1f} MiB", f"{totals[1] / 2**20:.3f}", ""))
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(5)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row[:4], widths, strict=False)), row[4].rjust(widths[4])]) + row[5]
-        for row in [header, *rows]
-    )
+        rows.append((name, shape, str(leaf.dtype), cut, f"{local / 2**20:.3f}", note))
+    rows.append(("total", "", "", f"of {total / 2**20:.1f} MiB", f"{on_device / 2**20:.3f}", ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for *cells, last, note in rows:
+        left = [cell.ljust(width) for cell, width in zip(cells, widths[:4], strict=True)]
+        lines.append("  ".join([*left, last.rjust(widths[4])]) + note)
+    return "\n".join(lines)
 
 
 def flatten(tree: Any, *, is_leaf: Any = None) -> dict[str, Any]:

@@ -29,7 +29,9 @@ def test_mesh_fills_the_open_axis(config, shape):
     assert tuple(sharding.make_mesh(config).shape.values()) == shape
 
 
-@pytest.mark.parametrize("config", [MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(data=-1, fsdp=-1), MeshConfig(data=0)])
+@pytest.mark.parametrize(
+    "config", [MeshConfig(fsdp=3), MeshConfig(data=4), MeshConfig(data=-1, fsdp=-1), MeshConfig(data=0)]
+)
 def test_a_mesh_that_does_not_fit_is_refused_in_one_sentence(config):
     with pytest.raises(ConfigError, match=r"config\.mesh replica 1 x data") as error:
         sharding.make_mesh(config)
@@ -67,7 +69,7 @@ def test_rules_place_each_axis_once_and_only_where_it_divides():
 def test_nothing_large_stays_replicated(caplog):
     mesh = sharding.make_mesh(FSDP_MESH)
     shapes = {"positions": struct(1024, 1152), "odd": struct(1027, 1025), "stacked": struct(4, 1027, 1028)}
-    axes = {"positions": ("length", None), "odd": (None, None), "stacked": ("layers", None, None)}
+    axes = {"positions": ("head_dim", None), "odd": (None, None), "stacked": ("layers", None, None)}
     with caplog.at_level(logging.WARNING):
         placed = sharding.param_shardings(shapes, axes, mesh)
     assert placed["positions"].spec == jax.P(None, "fsdp")
@@ -100,7 +102,8 @@ def test_a_large_array_that_follows_no_parameter_is_an_error():
 def test_explain_lists_every_parameter_and_the_total():
     mesh = sharding.make_mesh(FSDP_MESH)
     shapes = {"a": {"kernel": struct(1024, 1024)}, "b": struct(3)}
-    table = sharding.explain(shapes, sharding.param_shardings(shapes, {"a": {"kernel": ("embed", "mlp")}, "b": (None,)}, mesh))
+    axes = {"a": {"kernel": ("embed", "mlp")}, "b": (None,)}
+    table = sharding.explain(shapes, sharding.param_shardings(shapes, axes, mesh))
     rows = table.splitlines()
     assert len(rows) == 4
     assert rows[1].split() == ["a/kernel", "1024x1024", "float32", "fsdp,", "-", "1.000"]

@@ -5,12 +5,12 @@ batch alone, so it is counted first (``count_valid``) and each term is a sum div
 cut over devices or accumulated in micro-batches gives the same loss and the same gradient as one that is not.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import geometry
+from pokevla_jax.models.pokevla import Outputs
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Batch
 from pokevla_jax.typing import Bool
@@ -31,20 +31,20 @@ def count_valid(batch: Batch, config: ModelConfig) -> Scalars:
         counts["focal"] = jnp.sum(batch["mask_valid"])
         counts["kld"] = jnp.sum(has_target(batch["masks"], batch["mask_valid"]))
     if config.geometry.weight:
-        valid = batch.get("points_valid")
-        counts["geometry"] = jnp.asarray(batch["images"].shape[0] * config.num_vision_tokens) if valid is None else jnp.sum(valid)
+        _, valid = geometry.teacher_features(config.geometry, batch)
+        counts["geometry"] = jnp.sum(valid)
     if config.keypoint.weight:
         counts["keypoint"] = jnp.sum(batch["keypoints_valid"]) * 3
     return {name: jnp.maximum(count.astype(jnp.float32), 1.0) for name, count in counts.items()}
 
 
 def compute_losses(
-    outputs: Any, batch: Batch, config: ModelConfig, counts: Scalars | None = None
+    outputs: Outputs, batch: Batch, config: ModelConfig, counts: Scalars | None = None
 ) -> tuple[Float[Array, ""], Scalars]:
     """The weighted total and its unweighted parts, float32.
 
     Args:
-        outputs: ``models.pokevla.Outputs`` of this batch.
+        outputs: of this batch, with the training-only parts.
         batch: labels, as in ``data.schema.batch_spec``.
         config: weights; a part of weight 0 is not computed.
         counts: ``count_valid`` of the global batch where ``batch`` is one micro-batch of it; its own by default.
@@ -55,26 +55,34 @@ def compute_losses(
     if config.segmentation.weight:
         segmentation = config.segmentation
         masks, valid = batch["masks"], batch["mask_valid"]
-        focal, kld = segmentation_losses(outputs.fine_logits, masks, valid)
+        focal, kld = segmentation_losses(_present(outputs, "mask_logits"), masks, valid)
         parts |= {"focal": focal / counts["focal"], "kld": kld / counts["kld"]}
         seg = segmentation.focal_weight * parts["focal"] + segmentation.kld_weight * parts["kld"]
         if segmentation.coarse_weight:
-            focal, kld = segmentation_losses(outputs.coarse_logits, masks, valid)
+            focal, kld = segmentation_losses(_present(outputs, "coarse_logits"), masks, valid)
             parts |= {"coarse_focal": focal / counts["focal"], "coarse_kld": kld / counts["kld"]}
             coarse = segmentation.focal_weight * parts["coarse_focal"] + segmentation.kld_weight * parts["coarse_kld"]
             seg += segmentation.coarse_weight * coarse
         total += segmentation.weight * seg
     if config.geometry.weight:
-        valid = batch.get("points_valid")
-        if valid is not None:
-            valid = valid.reshape(valid.shape[0], -1)
-        parts["geometry"] = geometry_loss(outputs.geometry, outputs.geometry_target, valid) / counts["geometry"]
+        target, valid = geometry.teacher_features(config.geometry, batch)
+        parts["geometry"] = geometry_loss(_present(outputs, "aligned"), target, valid) / counts["geometry"]
         total += config.geometry.weight * parts["geometry"]
     if config.keypoint.weight:
-        target = scale_keypoints(batch["keypoints"], config)
-        parts["keypoint"] = keypoint_loss(outputs.keypoints, target, batch["keypoints_valid"]) / counts["keypoint"]
+        target = geometry.scale_keypoints(batch["keypoints"], config)
+        parts["keypoint"] = (
+            keypoint_loss(_present(outputs, "keypoints"), target, batch["keypoints_valid"]) / counts["keypoint"]
+        )
         total += config.keypoint.weight * parts["keypoint"]
     return total, parts
+
+
+def _present(outputs: Outputs, part: str) -> Array:
+    """The output ``part``; absent, it has weight and yet was not computed, which is a mistake of the caller."""
+    value = getattr(outputs, part)
+    if value is None:
+        raise ValueError(f"Outputs have no {part}, whose loss has weight; run the model with train=True")
+    return value
 
 
 def action_loss(
@@ -86,7 +94,7 @@ def action_loss(
 
 
 def has_target(masks: UInt8[Array, "b v h w"], valid: Bool[Array, "b v"]) -> Bool[Array, "b v"]:
-    """Views whose label exists and shows at least one pixel of the target: elsewhere a distribution over it is undefined."""
+    """Views whose label exists and shows a pixel of the target: elsewhere it has no distribution over pixels."""
     return valid & jnp.any(masks > 0, axis=(-2, -1))
 
 
@@ -113,7 +121,7 @@ def segmentation_losses(
 
 
 def geometry_loss(
-    predicted: Float[Array, "b n f"], target: Float[Array, "b n f"], valid: Bool[Array, "b n"] | None
+    predicted: Float[Array, "b n f"], target: Float[Array, "b n f"], valid: Bool[Array, "b n"]
 ) -> Float[Array, ""]:
     """Sum over valid vision tokens of 1 - cosine(prediction, teacher); the teacher receives no gradient (eq. 5)."""
     predicted = predicted.astype(jnp.float32)
@@ -123,13 +131,7 @@ def geometry_loss(
         jnp.maximum(jnp.sum(predicted**2, -1), EPSILON) * jnp.maximum(jnp.sum(target**2, -1), EPSILON)
     )
     distance = 1.0 - jnp.sum(predicted * target, -1) * scale
-    return jnp.sum(distance if valid is None else distance * valid)
-
-
-def scale_keypoints(positions: Float[Array, "*b k 3"], config: ModelConfig) -> Float[Array, "*b k 3"]:
-    """Positions in metres as offsets from the workspace centre in units of ``keypoint.scale``."""
-    center = jnp.asarray(config.geometry.workspace_center, jnp.float32)
-    return (positions.astype(jnp.float32) - center) / config.keypoint.scale
+    return jnp.sum(distance * valid)
 
 
 def keypoint_loss(

@@ -21,9 +21,11 @@ class Objective:
 
     # key -> float32 parameters; the same values on any mesh.
     initialize: Callable[[Array], Params]
-    # The parameters' tree of ``ShapeDtypeStruct``s, and of tuples of logical axis names.
+    # The parameters' tree of ``ShapeDtypeStruct``s, of tuples of logical axis names, and of False where a parameter is
+    # never trained, whatever the configuration freezes besides.
     abstract_params: Params
     logical_axes: Any
+    trainable: Any
     # global batch -> valid entries per term of the loss
     count: Callable[[Batch], Scalars]
     # (params, micro-batch, key, counts of the global batch) -> total, parts; sums over the micro-batches are the

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -55,27 +56,28 @@ def decay_mask(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: bool(DECAYED.search(path_name(path))), params)
 
 
-def is_frozen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the regular expressions matches the whole path."""
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def split_frozen(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
-    """``(trained, frozen)``: two nested dicts without each other's leaves; ``merge`` is the inverse.
+def frozen_names(trainable: Any, patterns: Sequence[str]) -> frozenset[str]:
+    """Paths of the parameters that stay as they are: not trainable, or wholly matched by a regular expression.
 
     Raises:
         ConfigError: for a pattern that matches nothing, which is always a typing error.
     """
-    names = flatten(params)
+    names = flatten(trainable)
     for pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in names):
             tops = ", ".join(sorted({name.split("/")[0] for name in names}))
             raise ConfigError(f"config.optimizer.freeze {pattern!r} matches no parameter; paths begin with: {tops}")
-    trained: Params = {}
-    frozen: Params = {}
-    for name, leaf in names.items():
-        _insert(frozen if is_frozen(name, patterns) else trained, name, leaf)
-    return trained, frozen
+    matched = {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
+    return frozenset(matched | {name for name, trained in names.items() if not trained})
+
+
+def split(params: Params, frozen: Set[str]) -> tuple[Params, Params]:
+    """``(trained, frozen)``: two nested dicts without each other's leaves; ``merge`` is the inverse."""
+    kept: Params = {}
+    changed: Params = {}
+    for name, leaf in flatten(params).items():
+        _insert(kept if name in frozen else changed, name, leaf)
+    return changed, kept
 
 
 def merge(trained: Params, frozen: Params) -> Params:

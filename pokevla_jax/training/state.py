@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 from pokevla_jax import sharding
 from pokevla_jax.config import OptimizerConfig
 from pokevla_jax.training.objective import Objective
+from pokevla_jax.training.optimizer import frozen_names
 from pokevla_jax.training.optimizer import merge
-from pokevla_jax.training.optimizer import split_frozen
+from pokevla_jax.training.optimizer import split
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Int
 from pokevla_jax.typing import Params
@@ -40,36 +41,42 @@ class TrainState:
         return self.params if self.ema is None else merge(self.ema, self.frozen)
 
 
-def create_state(params: Params, config: OptimizerConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; called inside ``jax.jit``, so that every array is born sharded."""
-    trained, frozen = split_frozen(params, config.freeze)
-    frozen = jax.tree.map(lambda x: x.astype(config.frozen_dtype), frozen)
-    # A copy, because the step donates both trees and a buffer can be given away once.
-    ema = jax.tree.map(jnp.copy, trained) if config.ema_decay else None
-    return TrainState(
-        step=jnp.zeros((), jnp.int32), trained=trained, frozen=frozen, opt_state=optimizer.init(trained), ema=ema
-    )
+class StateFactory:
+    """Makes train states of one objective on one mesh, and knows their shapes and shardings without making one."""
+
+    def __init__(
+        self, objective: Objective, config: OptimizerConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    ):
+        self._objective = objective
+        self._config = config
+        self._optimizer = optimizer
+        self._frozen = frozen_names(objective.trainable, config.freeze)
+        self.param_shardings = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
+        shapes = jax.eval_shape(self._create, objective.abstract_params)
+        self.shardings: TrainState = sharding.follow(shapes, self.param_shardings, mesh)
+        # The state as ``ShapeDtypeStruct``s with shardings: what init, restore and the step agree on.
+        self.abstract: TrainState = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.shardings
+        )
+
+    def initialize(self, seed: int) -> TrainState:
+        """The state before the first step, a pure function of ``seed`` whatever the mesh."""
+        create = jax.jit(lambda key: self._create(self._objective.initialize(key)), out_shardings=self.shardings)
+        return create(jax.random.key(seed))
+
+    def from_params(self, params: Params) -> TrainState:
+        """The state before the first step, with given parameters (float32 as they are trained)."""
+        return jax.jit(self._create, out_shardings=self.shardings)(params)
+
+    def _create(self, params: Params) -> TrainState:
+        trained, frozen = split(params, self._frozen)
+        frozen = jax.tree.map(lambda x: x.astype(self._config.frozen_dtype), frozen)
+        # A copy, because the step donates both trees and a buffer can be given away once.
+        ema = jax.tree.map(jnp.copy, trained) if self._config.ema_decay else None
+        opt_state = self._optimizer.init(trained)
+        return TrainState(step=jnp.zeros((), jnp.int32), trained=trained, frozen=frozen, opt_state=opt_state, ema=ema)
 
 
-def abstract_state(
-    objective: Objective, config: OptimizerConfig, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
-    """The state as ``ShapeDtypeStruct``s with their shardings: what init, restore and the step agree on."""
-    placed = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
-    shapes = jax.eval_shape(lambda params: create_state(params, config, optimizer), objective.abstract_params)
-    shardings = sharding.follow(shapes, placed, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-def initialize(
-    objective: Objective, config: OptimizerConfig, optimizer: optax.GradientTransformation, abstract: TrainState, seed: int
-) -> TrainState:
-    """A fresh state, a pure function of ``seed`` whatever the mesh."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init = jax.jit(lambda key: create_state(objective.initialize(key), config, optimizer), out_shardings=shardings)
-    return init(jax.random.key(seed))
-
-
-def memory(tree: Any) -> int:
-    """Bytes of all arrays of ``tree`` together."""
+def num_bytes(tree: Any) -> int:
+    """Bytes of all arrays of ``tree`` together, each counted once however it is sharded."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -57,8 +57,9 @@ def make_eval_step(
     def eval_step(state: TrainState, batch: Batch) -> dict[str, Any]:
         return objective.measure(state.inference_params, batch)
 
+    jitted = jax.jit(eval_step, out_shardings=sharding.replicated(mesh))
     with jax.set_mesh(mesh):
-        return jax.jit(eval_step, out_shardings=sharding.replicated(mesh)).lower(abstract_state, abstract_batch).compile()
+        return jitted.lower(abstract_state, abstract_batch).compile()
 
 
 def _train_step(
