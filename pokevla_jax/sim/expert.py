@@ -18,7 +18,7 @@ from pokevla_jax.typing import Float
 
 OPEN, CLOSE = -1.0, 1.0
 # Gains: an action of 1 moves the hand by about 15 mm and 0.15 rad in one control step (measured).
-POSITION_GAIN = 12.0
+POSITION_GAIN = 15.0
 ROTATION_GAIN = 1.5
 # Half the width that fits between the opened fingers with a millimetre or two to spare.
 MAX_HALF_WIDTH = 0.037
@@ -27,6 +27,11 @@ FINGER_OPENING = 0.0385
 # site, and the site this far above the floor.
 TOP_ABOVE_SITE = 0.029
 SITE_ABOVE_FLOOR = 0.0125
+# The palm is a bar over the fingers: half its length and width, and the height of its underside above the grip site.
+PALM_HALF = (0.106, 0.032)
+PALM_ABOVE_SITE = 0.026
+# A grasp may be this far off the object's middle, to keep the palm off a tall neighbour.
+MAX_SIDESTEP = 0.022
 # Grip site's height while travelling with open fingers: finger tips above the tallest object (147 mm).
 HOVER = 0.20
 # The carried object's lower end passes this high; the basket's rim is at 146 mm.
@@ -71,14 +76,18 @@ class ScriptedExpert:
         yaw = _finger_yaw(target)
         if hand.holding:
             goal, gripper = _carry(hand, target, basket)
-        elif np.abs(target.center - basket.center)[:2].max() < 0.061 and target.center[2] < RELEASE_HEIGHT:
-            # It lies in the basket: rise out of it.
-            goal, gripper = np.append(hand.position[:2], HOVER), OPEN
+        elif np.abs(target.center - basket.center)[:2].max() < 0.06 and target.center[2] < RELEASE_HEIGHT + 0.02:
+            # It lies in the basket, or falls into it: open, then rise.
+            goal, gripper = hand.position.copy(), OPEN
+            goal[2] += (HOVER + 0.05 - goal[2]) * (hand.opening > 0.9)
         else:
-            goal, gripper = _approach(hand, target, yaw)
+            others = [self._box(n) for n in self._environment.sim_env.obj_body_id if n != task.target]
+            goal, gripper = _approach(hand, target, yaw, others)
         translation = POSITION_GAIN * (goal - hand.position)
         rotation = ROTATION_GAIN * _rotation_vector(_downward(yaw) @ hand.rotation.T)
-        return np.concatenate([_limit(translation), _limit(rotation), [gripper]]).astype(np.float32)
+        # Height has its own limit, so that a long way sideways does not starve it.
+        motion = [_limit(translation[:2]), np.clip(translation[2:], -1.0, 1.0), _limit(rotation)]
+        return np.concatenate([*motion, [gripper]]).astype(np.float32)
 
     def _box(self, name: str) -> Box:
         """The object's bounding box where it is now."""
@@ -112,16 +121,18 @@ class ScriptedExpert:
         )
 
 
-def _approach(hand: _Hand, target: Box, yaw: float) -> tuple[Float[np.ndarray, "3"], float]:
+def _approach(hand: _Hand, target: Box, yaw: float, others: list[Box]) -> tuple[Float[np.ndarray, "3"], float]:
     """Where the hand goes to grasp, and the gripper: down a funnel onto the object, then close."""
     grasp = target.center.copy()
     grasp[2] = max(target.top - TOP_ABOVE_SITE, SITE_ABOVE_FLOOR)
-    along = np.array([-np.sin(yaw), np.cos(yaw)])
+    along = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
+    across = np.array([along[1], -along[0], 0.0])
+    grasp += across * _sidestep(grasp, along, across, target, others)
     offset = (grasp - hand.position)[:2]
     # Along the fingers' motion the object must fit between them; across it a centimetre does not matter.
-    half_width = target.extent(np.append(along, 0.0))
+    half_width = target.extent(along)
     slack = np.clip(FINGER_OPENING - half_width, 0.003, 0.012)
-    miss = np.hypot(max(abs(offset @ along) - slack, 0.0), max(abs(offset @ [along[1], -along[0]]) - 0.010, 0.0))
+    miss = np.hypot(max(abs(offset @ along[:2]) - slack, 0.0), max(abs(offset @ across[:2]) - 0.010, 0.0))
     depth = hand.position[2] - grasp[2]
     # Half-closed fingers that have the object between them go on closing where opened ones would still adjust.
     if miss < 0.004 + 0.01 * (1.0 - hand.opening) and depth < 0.008 + 0.012 * (1.0 - hand.opening):
@@ -138,21 +149,44 @@ def _approach(hand: _Hand, target: Box, yaw: float) -> tuple[Float[np.ndarray, "
     return goal, OPEN
 
 
+def _sidestep(
+    grasp: Float[np.ndarray, "3"],
+    along: Float[np.ndarray, "3"],
+    across: Float[np.ndarray, "3"],
+    target: Box,
+    others: list[Box],
+) -> float:
+    """How far to move the grasp across the fingers' motion, so that the palm passes its tall neighbours.
+
+    A flat box (cream cheese, butter) needs the palm low: without this it lands on a can or bottle 10 cm away.
+    """
+    shift = 0.0
+    for other in others:
+        if other.top < grasp[2] + PALM_ABOVE_SITE:
+            continue
+        way = float((other.center - grasp) @ across)
+        gap_along = abs((other.center - grasp) @ along) - PALM_HALF[0] - other.extent(along)
+        gap_across = abs(way) - PALM_HALF[1] - other.extent(across)
+        if gap_along < 0.005 and gap_across < 0.008:
+            shift -= np.sign(way) * (0.008 - gap_across)
+    limit = min(MAX_SIDESTEP, max(target.extent(across) - 0.015, 0.0))
+    return float(np.clip(shift, -limit, limit))
+
+
 def _carry(hand: _Hand, target: Box, basket: Box) -> tuple[Float[np.ndarray, "3"], float]:
     """Where the hand takes the held object, and the gripper: up, over the basket, down, open."""
     offset = (basket.center - target.center)[:2]
     distance = float(np.linalg.norm(offset))
     height = target.top - target.center[2]
     bottom = target.center[2] - height
-    if distance < 0.03 and target.center[2] < RELEASE_HEIGHT + 0.01:
-        return hand.position.copy(), OPEN
     high = CARRY_CLEARANCE + height
     inside = np.clip((0.05 - distance) / 0.03, 0.0, 1.0)
     center_height = high + inside * (RELEASE_HEIGHT - high)
     # Sideways only when the lower end is clear of what stands around, fully at travelling height or over the basket.
     clear = np.clip((bottom - 0.05) / (CARRY_CLEARANCE - 0.02 - 0.05), 0.0, 1.0)
     goal = hand.position + np.append(offset * max(clear, inside), center_height - target.center[2])
-    return goal, CLOSE
+    arrived = distance < 0.03 and target.center[2] < RELEASE_HEIGHT + 0.01
+    return goal, OPEN if arrived else CLOSE
 
 
 def _finger_yaw(target: Box) -> float:
@@ -184,6 +218,6 @@ def _rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3
     return axis / sine * np.arctan2(sine, 0.5 * (np.trace(rotation) - 1.0))
 
 
-def _limit(action: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
+def _limit(action: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """The action shortened to length 1; keeping its direction makes paths straight."""
     return action / max(1.0, float(np.linalg.norm(action)))
