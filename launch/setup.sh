@@ -10,6 +10,10 @@
 # It sets VENV, and LIBERO_ASSETS where the variable is unset and a shared asset folder stands beside the project.
 set -euo pipefail
 
+if [[ "${BASH_SOURCE[0]}" == "$0" && "${1:-}" == --help ]]; then
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+  exit
+fi
 PROJECT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${POKEVLA_VENV:-$PROJECT/.venv}"
 if [[ -z "${LIBERO_ASSETS+set}" && -d "$PROJECT/../shared/data/libero_assets" ]]; then

@@ -57,7 +57,7 @@ def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[s
 def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = True) -> dict[str, np.ndarray]:
     """A random batch of the right shapes, for tests and warm-up."""
     rng = np.random.default_rng(seed)
-    batch = {}
+    batch: dict[str, np.ndarray] = {}
     for name, spec in batch_spec(config, batch_size, train=train).items():
         if spec.dtype == np.bool_:
             batch[name] = np.ones(spec.shape, np.bool_)
