@@ -15,6 +15,7 @@ from pokevla_jax.models import stacking
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import RotaryTable
@@ -22,7 +23,7 @@ from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
-from pokevla_jax.models.layers import zeros
+from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
@@ -37,9 +38,9 @@ Context = dict[str, Float[Array, "... b z d"]]
 class KeyValue(nnx.Module):
     """Keys and values of one source."""
 
-    def __init__(self, inputs: int, heads: tuple[int, int], rngs: nnx.Rngs):
-        self.k_proj = Linear(inputs, heads, rngs=rngs, axes=("embed", "heads", "head_dim"))
-        self.v_proj = Linear(inputs, heads, rngs=rngs, axes=("embed", "heads", "head_dim"))
+    def __init__(self, inputs: int, heads: tuple[int, int]):
+        self.k_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
+        self.v_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
 
     def __call__(self, x: Float[Array, "b z d"], rotary: RotaryTable | None) -> Source:
         keys = self.k_proj(x)
@@ -49,28 +50,28 @@ class KeyValue(nnx.Module):
 class Block(nnx.Module):
     """Self- and cross-attention side by side, then ``relu(linear(norm(x)))`` without a residual, as in the reference."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         head = config.action_head
         width, context_width = head.width, config.language.width
         self.pro, self.joint = head.block == "pro", head.concat == "joint_softmax"
         self.head_dim = width // head.num_heads
         heads = (head.num_heads, self.head_dim)
         self.names = ("latents", "query", "vision") + (("seg",) if head.inject_seg else ())
-        self.q_proj = Linear(width, heads, rngs=rngs, axes=("embed", "heads", "head_dim"))
+        self.q_proj = Linear(width, heads, axes=("embed", "heads", "head_dim"))
         if self.pro:
             widths = {name: width if name == "latents" else context_width for name in self.names}
-            self.sources = nnx.Dict({name: KeyValue(widths[name], heads, rngs) for name in self.names})
+            self.sources = nnx.Dict({name: KeyValue(widths[name], heads) for name in self.names})
         else:
-            self.shared = KeyValue(width, heads, rngs)
+            self.shared = KeyValue(width, heads)
         gated = [name for name in GATED[head.gate] if name in self.names]
-        self.gates = nnx.Dict({name: parameter(rngs, zeros, (), ()) for name in gated})
+        self.gates = nnx.Dict({name: parameter(ZEROS, (), ()) for name in gated})
         if self.joint:
-            self.o_proj = Linear(heads, width, rngs=rngs, axes=("heads", "head_dim", "embed"))
+            self.o_proj = Linear(heads, width, axes=("heads", "head_dim", "embed"))
         else:
             axes = (None, "heads", "head_dim", "embed")
-            self.o_proj = Linear((len(self.names), *heads), width, rngs=rngs, axes=axes)
-        self.norm = LayerNorm(width, rngs=rngs, eps=EPS)
-        self.ffn = Linear(width, width, rngs=rngs, axes=("embed", "mlp"))
+            self.o_proj = Linear((len(self.names), *heads), width, axes=axes)
+        self.norm = LayerNorm(width, eps=EPS)
+        self.ffn = Linear(width, width, axes=("embed", "mlp"))
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
         with jax.named_scope("attention"):
@@ -99,7 +100,7 @@ class Block(nnx.Module):
 class ActionHead(nnx.Module):
     """Context and robot state to a chunk of normalised actions, float32."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         head, width = config.action_head, config.language.width
         if head.block == "original" and head.width != width:
             raise ConfigError(
@@ -108,12 +109,11 @@ class ActionHead(nnx.Module):
             )
         self.remat, self.layerwise = config.remat, head.context == "layerwise"
         # The reference's latents enter at unit variance.
-        normal = jax.nn.initializers.normal(1.0)
-        self.latents = parameter(rngs, normal, (config.action_horizon, head.width), (None, "embed"))
-        self.proprio = MLP(config.proprio_dim, width, width, rngs=rngs, axes=(None, "mlp", "embed"))
-        self.blocks = stacking.stack(lambda rngs: Block(config, rngs), head.num_layers, rngs)
-        self.norm = LayerNorm(head.width, rngs=rngs, eps=EPS)
-        self.out = Linear(head.width, config.action_dim, rngs=rngs, axes=("embed", None))
+        self.latents = parameter(Init(std=1.0), (config.action_horizon, head.width), (None, "embed"))
+        self.proprio = MLP(config.proprio_dim, width, width, axes=(None, "mlp", "embed"))
+        self.blocks = stacking.stack(lambda: Block(config), head.num_layers)
+        self.norm = LayerNorm(head.width, eps=EPS)
+        self.out = Linear(head.width, config.action_dim, axes=("embed", None))
 
     def __call__(
         self,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import add_bias
-from pokevla_jax.models.layers import lecun_normal
+from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import parameter
-from pokevla_jax.models.layers import zeros
+from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
@@ -26,9 +26,9 @@ def space_to_depth(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h/s
 class PatchConv(nnx.Module):
     """A convolution with stride = kernel size; the kernel's input axis is flattened as (row, column, channel)."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, size: int):
         self.size = size
-        self.linear = Linear(size * size * inputs, outputs, rngs=rngs, axes=(None, "embed"))
+        self.linear = Linear(size * size * inputs, outputs, axes=(None, "embed"))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h/size w/size o"]:
         return self.linear(space_to_depth(x, self.size))
@@ -37,9 +37,9 @@ class PatchConv(nnx.Module):
 class UpConv(nnx.Module):
     """A transposed convolution with stride 2 and kernel 2: every cell becomes 2 x 2 cells of its own."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.linear = Linear(inputs, (2, 2, outputs), rngs=rngs, axes=("embed", None, None, None), use_bias=False)
-        self.bias = parameter(rngs, zeros, (outputs,), (None,))
+    def __init__(self, inputs: int, outputs: int):
+        self.linear = Linear(inputs, (2, 2, outputs), axes=("embed", None, None, None), use_bias=False)
+        self.bias = parameter(ZEROS, (outputs,), (None,))
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b 2*h 2*w o"]:
         b, h, w, _ = x.shape
@@ -50,12 +50,9 @@ class UpConv(nnx.Module):
 class Conv3x3(nnx.Module):
     """A 3 x 3 convolution with zero padding; the kernel is [row, column, input, output]."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, use_bias: bool = True):
-        def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-            return lecun_normal(key, (9 * inputs, outputs), dtype).reshape(shape)
-
-        self.kernel = parameter(rngs, init, (3, 3, inputs, outputs), (None, None, None, "embed"))
-        self.bias = parameter(rngs, zeros, (outputs,), ("embed",)) if use_bias else None
+    def __init__(self, inputs: int, outputs: int, *, use_bias: bool = True):
+        self.kernel = parameter(Init(std=(9 * inputs) ** -0.5), (3, 3, inputs, outputs), (None, None, None, "embed"))
+        self.bias = parameter(ZEROS, (outputs,), ("embed",)) if use_bias else None
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         h, w = x.shape[1:3]

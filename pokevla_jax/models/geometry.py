@@ -22,10 +22,10 @@ from pokevla_jax.typing import Float
 class AlignProjector(nnx.Module):
     """LayerNorm, Linear, GELU, Linear: from vision states to the teacher's feature space."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width, dim = config.language.width, config.geometry.feature_dim
-        self.norm = LayerNorm(width, rngs=rngs, eps=1e-5)
-        self.mlp = MLP(width, dim, dim, rngs=rngs, axes=("embed", "mlp", None))
+        self.norm = LayerNorm(width, eps=1e-5)
+        self.mlp = MLP(width, dim, dim, axes=("embed", "mlp", None))
 
     def __call__(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
         return self.mlp(self.norm(vision)).astype(jnp.float32)
@@ -53,9 +53,7 @@ def check_teacher(config: GeometryConfig) -> None:
         )
 
 
-def teacher_features(
-    config: GeometryConfig, batch: Batch
-) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
+def teacher_features(config: GeometryConfig, batch: Batch) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
     """The teacher's features of every vision token, and which of them are valid.
 
     Raises:

@@ -21,7 +21,7 @@ from pokevla_jax.typing import UInt8
 class SmallEncoder(nnx.Module):
     """Two strided convolutions down to the feature grid, then a residual 3 x 3 one."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         size, seg = config.vision.image_size, config.segmentation
         stride = size // seg.feature_grid
         if size % seg.feature_grid or stride % 2:
@@ -31,12 +31,12 @@ class SmallEncoder(nnx.Module):
             )
         dim = seg.decoder_dim
         self.dtype = jnp.dtype(config.dtype)
-        self.conv1 = PatchConv(3, dim // 2, stride // 2, rngs=rngs)
-        self.norm1 = LayerNorm(dim // 2, rngs=rngs)
-        self.conv2 = PatchConv(dim // 2, dim, 2, rngs=rngs)
-        self.norm2 = LayerNorm(dim, rngs=rngs)
-        self.conv3 = Conv3x3(dim, dim, rngs=rngs)
-        self.norm3 = LayerNorm(dim, rngs=rngs)
+        self.conv1 = PatchConv(3, dim // 2, stride // 2)
+        self.norm1 = LayerNorm(dim // 2)
+        self.conv2 = PatchConv(dim // 2, dim, 2)
+        self.norm2 = LayerNorm(dim)
+        self.conv3 = Conv3x3(dim, dim)
+        self.norm3 = LayerNorm(dim)
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b g g d"]:
         x = images.astype(self.dtype) / 127.5 - 1
@@ -48,5 +48,5 @@ class SmallEncoder(nnx.Module):
 class SamEncoder(nnx.Module):
     """SAM's ViT image encoder."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         raise ConfigError("config.model.segmentation.image_encoder 'sam' is not built yet; use 'small'")

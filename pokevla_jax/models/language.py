@@ -18,7 +18,7 @@ from pokevla_jax.models.layers import SwiGLU
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
-from pokevla_jax.models.layers import token_normal
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
@@ -28,12 +28,12 @@ from pokevla_jax.typing import Int
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig):
         d, h, g, k = config.width, config.num_heads, config.num_kv_heads, config.head_dim
-        self.q_proj = Linear(d, (h, k), rngs=rngs, axes=("embed", "heads", "head_dim"))
-        self.k_proj = Linear(d, (g, k), rngs=rngs, axes=("embed", "kv_heads", "head_dim"))
-        self.v_proj = Linear(d, (g, k), rngs=rngs, axes=("embed", "kv_heads", "head_dim"))
-        self.o_proj = Linear((h, k), d, rngs=rngs, axes=("heads", "head_dim", "embed"), use_bias=False)
+        self.q_proj = Linear(d, (h, k), axes=("embed", "heads", "head_dim"))
+        self.k_proj = Linear(d, (g, k), axes=("embed", "kv_heads", "head_dim"))
+        self.v_proj = Linear(d, (g, k), axes=("embed", "kv_heads", "head_dim"))
+        self.o_proj = Linear((h, k), d, axes=("heads", "head_dim", "embed"), use_bias=False)
 
     def __call__(
         self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
@@ -45,11 +45,11 @@ class Attention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
-        self.attention = Attention(config, rngs)
-        self.post_attention_layernorm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.mlp_dim, rngs=rngs)
+    def __init__(self, config: LanguageConfig):
+        self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.mlp_dim)
 
     def __call__(
         self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
@@ -63,11 +63,11 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """The language model: embeddings in, hidden states out."""
 
-    def __init__(self, config: LanguageConfig, rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig):
         self.config = config
-        self.embed_tokens = parameter(rngs, token_normal, (config.vocab_size, config.width), ("vocab", "embed"))
-        self.layers = stacking.stack(lambda rngs: DecoderLayer(config, rngs), config.num_layers, rngs)
-        self.norm = RMSNorm(config.width, rngs=rngs, eps=config.norm_eps)
+        self.embed_tokens = parameter(TOKEN, (config.vocab_size, config.width), ("vocab", "embed"))
+        self.layers = stacking.stack(lambda: DecoderLayer(config), config.num_layers)
+        self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
     def embed(self, tokens: Int[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b l d"]:
         """Token embeddings."""

@@ -1,12 +1,14 @@
 """Leaf layers: linear maps, norms, MLPs and rotary positions.
 
-The activations carry the compute dtype: a layer casts its float32 parameters to the dtype of what it is given, and
-norms compute in float32 whatever that is. Every parameter names its logical axes, which ``sharding.py`` maps to a mesh.
+A module declares its parameters (shape, logical axes, initial distribution) and holds no arrays: ``stacking.py`` draws
+the values and binds them. The activations carry the compute dtype: a layer casts its float32 parameters to the dtype
+of what it is given, and norms compute in float32 whatever that is.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -16,22 +18,28 @@ from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
 Axes = Sequence[str | None]
-Initializer = Callable[[Array, Sequence[int], jnp.dtype], Array]
 
-lecun_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-token_normal = jax.nn.initializers.normal(0.02)
-ones = jax.nn.initializers.ones
-zeros = jax.nn.initializers.zeros
+
+class Init(NamedTuple):
+    """The distribution of a fresh parameter: normal, or a constant where ``std`` is 0."""
+
+    mean: float = 0.0
+    std: float = 0.0
+
+
+ZEROS = Init()
+ONES = Init(mean=1.0)
+TOKEN = Init(std=0.02)  # embeddings and learned tokens, as in Qwen2 and the ViTs
 
 
 class Buffer(nnx.Param):
     """An array that belongs to the checkpoint and is never trained."""
 
 
-def parameter(rngs: nnx.Rngs, init: Initializer, shape: Sequence[int], axes: Axes, kind: type = nnx.Param) -> nnx.Param:
-    """One float32 parameter that knows its logical axes."""
-    # The names go under a key of our own: Flax's own one would demand a mesh at creation ("eager sharding").
-    return kind(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+def parameter(init: Init, shape: Sequence[int], axes: Axes, kind: type[nnx.Param] = nnx.Param) -> nnx.Param:
+    """Declares a float32 parameter, its initial distribution and its logical axes."""
+    # The axes go under a key of our own: Flax's would demand a mesh at creation ("eager sharding").
+    return kind(jax.ShapeDtypeStruct(tuple(shape), jnp.float32), axes=tuple(axes), init=init)
 
 
 @jax.custom_vjp
@@ -91,21 +99,14 @@ class Linear(nnx.Module):
         inputs: int | tuple[int, ...],
         outputs: int | tuple[int, ...],
         *,
-        rngs: nnx.Rngs,
         axes: Axes,
         use_bias: bool = True,
-        init: Initializer = lecun_normal,
     ):
         inputs = (inputs,) if isinstance(inputs, int) else inputs
         outputs = (outputs,) if isinstance(outputs, int) else outputs
         self.num_inputs = len(inputs)
-
-        def init_kernel(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
-            # Initializers read fan-in and fan-out off a matrix.
-            return init(key, (math.prod(inputs), math.prod(outputs)), dtype).reshape(shape)
-
-        self.kernel = parameter(rngs, init_kernel, inputs + outputs, axes)
-        self.bias = parameter(rngs, zeros, outputs, axes[len(inputs) :]) if use_bias else None
+        self.kernel = parameter(Init(std=math.prod(inputs) ** -0.5), inputs + outputs, axes)
+        self.bias = parameter(ZEROS, outputs, axes[len(inputs) :]) if use_bias else None
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         y = jnp.tensordot(x, self.kernel.astype(x.dtype), axes=self.num_inputs)
@@ -115,10 +116,10 @@ class Linear(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
+    def __init__(self, width: int, *, eps: float = 1e-6):
         self.eps = eps
-        self.scale = parameter(rngs, ones, (width,), (None,))
-        self.bias = parameter(rngs, zeros, (width,), (None,))
+        self.scale = parameter(ONES, (width,), (None,))
+        self.bias = parameter(ZEROS, (width,), (None,))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         y = x.astype(jnp.float32)
@@ -130,9 +131,9 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, eps: float = 1e-6):
+    def __init__(self, width: int, *, eps: float = 1e-6):
         self.eps = eps
-        self.scale = parameter(rngs, ones, (width,), (None,))
+        self.scale = parameter(ONES, (width,), (None,))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         y = x.astype(jnp.float32)
@@ -154,13 +155,12 @@ class MLP(nnx.Module):
         hidden: int,
         outputs: int,
         *,
-        rngs: nnx.Rngs,
         activation: Callable[[Array], Array] = gelu,
         axes: Axes = ("embed", "mlp", "embed"),
     ):
         self.activation = activation
-        self.fc1 = Linear(inputs, hidden, rngs=rngs, axes=axes[:2])
-        self.fc2 = Linear(hidden, outputs, rngs=rngs, axes=axes[1:])
+        self.fc1 = Linear(inputs, hidden, axes=axes[:2])
+        self.fc2 = Linear(hidden, outputs, axes=axes[1:])
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return self.fc2(self.activation(self.fc1(x)))
@@ -169,10 +169,10 @@ class MLP(nnx.Module):
 class SwiGLU(nnx.Module):
     """``down(silu(gate(x)) * up(x))``, Qwen2's MLP."""
 
-    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
-        self.gate_proj = Linear(width, hidden, rngs=rngs, axes=("embed", "mlp"), use_bias=False)
-        self.up_proj = Linear(width, hidden, rngs=rngs, axes=("embed", "mlp"), use_bias=False)
-        self.down_proj = Linear(hidden, width, rngs=rngs, axes=("mlp", "embed"), use_bias=False)
+    def __init__(self, width: int, hidden: int):
+        self.gate_proj = Linear(width, hidden, axes=("embed", "mlp"), use_bias=False)
+        self.up_proj = Linear(width, hidden, axes=("embed", "mlp"), use_bias=False)
+        self.down_proj = Linear(hidden, width, axes=("mlp", "embed"), use_bias=False)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -18,13 +18,14 @@ from pokevla_jax.models.convolution import PatchConv
 from pokevla_jax.models.convolution import UpConv
 from pokevla_jax.models.layers import MLP
 from pokevla_jax.models.layers import Buffer
+from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import add_bias
 from pokevla_jax.models.layers import gelu
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import token_normal
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
@@ -36,19 +37,18 @@ EPS = 1e-5
 class PromptEncoder(nnx.Module):
     """The dense prompt of a decoder: a learned "no mask" embedding, or a mask of logits scaled down to the grid."""
 
-    def __init__(self, config: SegmentationConfig, *, mask_prompt: bool, rngs: nnx.Rngs):
+    def __init__(self, config: SegmentationConfig, *, mask_prompt: bool):
         dim, self.grid = config.decoder_dim, config.feature_grid
-        normal = jax.nn.initializers.normal(1.0)
-        self.gaussian_matrix = parameter(rngs, normal, (2, dim // 2), (None, None), kind=Buffer)
+        self.gaussian_matrix = parameter(Init(std=1.0), (2, dim // 2), (None, None), kind=Buffer)
         self.mask_prompt = mask_prompt
         if mask_prompt:
-            self.conv1 = PatchConv(1, 4, 2, rngs=rngs)
-            self.norm1 = LayerNorm(4, rngs=rngs)
-            self.conv2 = PatchConv(4, 16, 2, rngs=rngs)
-            self.norm2 = LayerNorm(16, rngs=rngs)
-            self.conv3 = PatchConv(16, dim, 1, rngs=rngs)
+            self.conv1 = PatchConv(1, 4, 2)
+            self.norm1 = LayerNorm(4)
+            self.conv2 = PatchConv(4, 16, 2)
+            self.norm2 = LayerNorm(16)
+            self.conv3 = PatchConv(16, dim, 1)
         else:
-            self.no_mask_embed = parameter(rngs, token_normal, (dim,), ("embed",))
+            self.no_mask_embed = parameter(TOKEN, (dim,), ("embed",))
 
     def positions(self) -> Float[Array, "z d"]:
         """Random Fourier features of the cell centres, row-major, float32."""
@@ -73,12 +73,12 @@ class PromptEncoder(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention whose inner width may be smaller than the model's."""
 
-    def __init__(self, dim: int, inner: int, num_heads: int, rngs: nnx.Rngs):
+    def __init__(self, dim: int, inner: int, num_heads: int):
         heads, axes = (num_heads, inner // num_heads), ("embed", "heads", "head_dim")
-        self.q_proj = Linear(dim, heads, rngs=rngs, axes=axes)
-        self.k_proj = Linear(dim, heads, rngs=rngs, axes=axes)
-        self.v_proj = Linear(dim, heads, rngs=rngs, axes=axes)
-        self.out_proj = Linear(heads, dim, rngs=rngs, axes=("heads", "head_dim", "embed"))
+        self.q_proj = Linear(dim, heads, axes=axes)
+        self.k_proj = Linear(dim, heads, axes=axes)
+        self.v_proj = Linear(dim, heads, axes=axes)
+        self.out_proj = Linear(heads, dim, axes=("heads", "head_dim", "embed"))
 
     def __call__(
         self, q: Float[Array, "b s d"], k: Float[Array, "b z d"], v: Float[Array, "b z d"]
@@ -89,16 +89,16 @@ class Attention(nnx.Module):
 class TwoWayLayer(nnx.Module):
     """Tokens attend to themselves, then to the image; an MLP; the image attends to the tokens."""
 
-    def __init__(self, config: SegmentationConfig, rngs: nnx.Rngs):
+    def __init__(self, config: SegmentationConfig):
         dim, heads = config.decoder_dim, config.decoder_heads
-        self.self_attn = Attention(dim, dim, heads, rngs)
-        self.norm1 = LayerNorm(dim, rngs=rngs, eps=EPS)
-        self.cross_attn_token_to_image = Attention(dim, dim // 2, heads, rngs)
-        self.norm2 = LayerNorm(dim, rngs=rngs, eps=EPS)
-        self.mlp = MLP(dim, config.decoder_mlp_dim, dim, rngs=rngs, activation=jax.nn.relu)
-        self.norm3 = LayerNorm(dim, rngs=rngs, eps=EPS)
-        self.cross_attn_image_to_token = Attention(dim, dim // 2, heads, rngs)
-        self.norm4 = LayerNorm(dim, rngs=rngs, eps=EPS)
+        self.self_attn = Attention(dim, dim, heads)
+        self.norm1 = LayerNorm(dim, eps=EPS)
+        self.cross_attn_token_to_image = Attention(dim, dim // 2, heads)
+        self.norm2 = LayerNorm(dim, eps=EPS)
+        self.mlp = MLP(dim, config.decoder_mlp_dim, dim, activation=jax.nn.relu)
+        self.norm3 = LayerNorm(dim, eps=EPS)
+        self.cross_attn_image_to_token = Attention(dim, dim // 2, heads)
+        self.norm4 = LayerNorm(dim, eps=EPS)
 
     def __call__(
         self,
@@ -125,12 +125,12 @@ class TwoWayLayer(nnx.Module):
 class TwoWayTransformer(nnx.Module):
     """Two-way layers, then a last look of the tokens at the image."""
 
-    def __init__(self, config: SegmentationConfig, rngs: nnx.Rngs):
+    def __init__(self, config: SegmentationConfig):
         dim = config.decoder_dim
         self.depth = config.decoder_depth
-        self.layers = stacking.stack(lambda rngs: TwoWayLayer(config, rngs), config.decoder_depth, rngs)
-        self.final_attn_token_to_image = Attention(dim, dim // 2, config.decoder_heads, rngs)
-        self.norm_final_attn = LayerNorm(dim, rngs=rngs, eps=EPS)
+        self.layers = stacking.stack(lambda: TwoWayLayer(config), config.decoder_depth)
+        self.final_attn_token_to_image = Attention(dim, dim // 2, config.decoder_heads)
+        self.norm_final_attn = LayerNorm(dim, eps=EPS)
 
     def __call__(
         self, prompt: Float[Array, "b k d"], image: Float[Array, "b z d"], position: Float[Array, "z d"]
@@ -145,10 +145,10 @@ class TwoWayTransformer(nnx.Module):
 class ThreeLayerMLP(nnx.Module):
     """SAM's small ReLU heads."""
 
-    def __init__(self, dim: int, outputs: int, rngs: nnx.Rngs):
-        self.fc1 = Linear(dim, dim, rngs=rngs, axes=("embed", None))
-        self.fc2 = Linear(dim, dim, rngs=rngs, axes=("embed", None))
-        self.fc3 = Linear(dim, outputs, rngs=rngs, axes=("embed", None))
+    def __init__(self, dim: int, outputs: int):
+        self.fc1 = Linear(dim, dim, axes=("embed", None))
+        self.fc2 = Linear(dim, dim, axes=("embed", None))
+        self.fc3 = Linear(dim, outputs, axes=("embed", None))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... o"]:
         return self.fc3(jax.nn.relu(self.fc2(jax.nn.relu(self.fc1(x)))))
@@ -161,16 +161,16 @@ class MaskDecoder(nnx.Module):
     their hypernetworks and the IoU head carry SAM's weights and take no part.
     """
 
-    def __init__(self, config: SegmentationConfig, rngs: nnx.Rngs):
+    def __init__(self, config: SegmentationConfig):
         dim, self.grid = config.decoder_dim, config.feature_grid
-        self.iou_token = parameter(rngs, token_normal, (1, dim), (None, "embed"))
-        self.mask_tokens = parameter(rngs, token_normal, (NUM_MASK_TOKENS, dim), (None, "embed"))
-        self.transformer = TwoWayTransformer(config, rngs)
-        self.upscale1 = UpConv(dim, dim // 4, rngs=rngs)
-        self.upscale_norm = LayerNorm(dim // 4, rngs=rngs)
-        self.upscale2 = UpConv(dim // 4, dim // 8, rngs=rngs)
-        self.hypernetworks = stacking.stack(lambda rngs: ThreeLayerMLP(dim, dim // 8, rngs), NUM_MASK_TOKENS, rngs)
-        self.iou_head = ThreeLayerMLP(dim, NUM_MASK_TOKENS, rngs)
+        self.iou_token = parameter(TOKEN, (1, dim), (None, "embed"))
+        self.mask_tokens = parameter(TOKEN, (NUM_MASK_TOKENS, dim), (None, "embed"))
+        self.transformer = TwoWayTransformer(config)
+        self.upscale1 = UpConv(dim, dim // 4)
+        self.upscale_norm = LayerNorm(dim // 4)
+        self.upscale2 = UpConv(dim // 4, dim // 8)
+        self.hypernetworks = stacking.stack(lambda: ThreeLayerMLP(dim, dim // 8), NUM_MASK_TOKENS)
+        self.iou_head = ThreeLayerMLP(dim, NUM_MASK_TOKENS)
 
     def __call__(
         self, image: Float[Array, "b z d"], position: Float[Array, "z d"], embedding: Float[Array, "b d"]

@@ -20,7 +20,7 @@ from pokevla_jax.models.language import Decoder
 from pokevla_jax.models.layers import MLP
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import token_normal
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.segmentation import Segmentation
 from pokevla_jax.models.vision import VisionEncoder
 from pokevla_jax.typing import Array
@@ -61,19 +61,19 @@ class Outputs:
 class PokeVLA(nnx.Module):
     """The network; build it with ``stacking.bind(config, params)``."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         geometry.check_teacher(config.geometry)
         width = config.language.width
         self.config = config
-        self.vision = VisionEncoder(config, rngs)
-        self.language = Decoder(config.language, rngs)
-        self.seg_token = parameter(rngs, token_normal, (1, width), (None, "embed"))
-        self.action_queries = parameter(rngs, token_normal, (config.action_head.num_queries, width), (None, "embed"))
-        self.action_head = ActionHead(config, rngs)
-        self.segmentation = Segmentation(config, rngs) if config.segmentation.weight else None
-        self.align_projector = AlignProjector(config, rngs) if config.geometry.weight else None
+        self.vision = VisionEncoder(config)
+        self.language = Decoder(config.language)
+        self.seg_token = parameter(TOKEN, (1, width), (None, "embed"))
+        self.action_queries = parameter(TOKEN, (config.action_head.num_queries, width), (None, "embed"))
+        self.action_head = ActionHead(config)
+        self.segmentation = Segmentation(config) if config.segmentation.weight else None
+        self.align_projector = AlignProjector(config) if config.geometry.weight else None
         outputs = 3 * config.keypoint.num_keypoints
-        self.keypoint_head = MLP(width, width, outputs, rngs=rngs) if config.keypoint.weight else None
+        self.keypoint_head = MLP(width, width, outputs) if config.keypoint.weight else None
 
     def encode(
         self,
@@ -90,12 +90,8 @@ class PokeVLA(nnx.Module):
             vision = self.vision(images)
         b, n, _ = vision.shape
         own = jnp.concatenate([self.seg_token[...], self.action_queries[...]])
-        sequence = jnp.concatenate(
-            [vision, self.language.embed(tokens, dtype), repeat(own, b).astype(dtype)], axis=1
-        )
-        valid = jnp.concatenate(
-            [jnp.ones((b, n), bool), token_mask, jnp.ones((b, own.shape[0]), bool)], axis=1
-        )
+        sequence = jnp.concatenate([vision, self.language.embed(tokens, dtype), repeat(own, b).astype(dtype)], axis=1)
+        valid = jnp.concatenate([jnp.ones((b, n), bool), token_mask, jnp.ones((b, own.shape[0]), bool)], axis=1)
         with jax.named_scope("language"):
             last, layers = self.language(
                 sequence,

@@ -103,5 +103,7 @@ def get_preset(name: str) -> ModelConfig:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
-        raise ConfigError(f"Unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"))
+        raise ConfigError(
+            f"Unknown preset {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}")
+        )
     return PRESETS[name]()

@@ -22,17 +22,17 @@ from pokevla_jax.typing import UInt8
 class Segmentation(nnx.Module):
     """Image features, the ``<SEG>`` projection, and the two decoding stages."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         seg, width = config.segmentation, config.language.width
         self.frozen_encoder = seg.image_encoder == "sam"
         encoder = SamEncoder if self.frozen_encoder else SmallEncoder
-        self.image_encoder = encoder(config, rngs)
+        self.image_encoder = encoder(config)
         axes = ("embed", "mlp", None)
-        self.seg_projection = MLP(width, width, seg.decoder_dim, rngs=rngs, activation=jax.nn.relu, axes=axes)
-        self.coarse_prompt = PromptEncoder(seg, mask_prompt=False, rngs=rngs)
-        self.coarse_decoder = MaskDecoder(seg, rngs)
-        self.fine_prompt = PromptEncoder(seg, mask_prompt=True, rngs=rngs)
-        self.fine_decoder = MaskDecoder(seg, rngs)
+        self.seg_projection = MLP(width, width, seg.decoder_dim, activation=jax.nn.relu, axes=axes)
+        self.coarse_prompt = PromptEncoder(seg, mask_prompt=False)
+        self.coarse_decoder = MaskDecoder(seg)
+        self.fine_prompt = PromptEncoder(seg, mask_prompt=True)
+        self.fine_decoder = MaskDecoder(seg)
 
     def __call__(
         self, images: UInt8[Array, "b v h w 3"], seg: Float[Array, "b d"]

@@ -1,6 +1,6 @@
 """Stacked layers, and the bridge between NNX modules and a plain tree of parameters.
 
-The only place that touches NNX beyond module definitions. Modules are written for one layer; ``stack`` initialises
+The only place that touches NNX beyond module definitions. Modules are written for one layer; ``stack`` puts
 many of them on a leading axis and ``scan`` applies them in turn, so a 24-layer network compiles as one layer.
 Outside this file parameters are a plain nested dict of float32 arrays, such as
 ``params["vision"]["dinov2"]["blocks"]["attention"]["qkv"]["kernel"]``.
@@ -8,11 +8,14 @@ Outside this file parameters are a plain nested dict of float32 arrays, such as
 
 from collections.abc import Callable
 import functools
+import itertools
 from typing import Any
 from typing import Literal
+import zlib
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models.layers import Buffer
@@ -24,6 +27,9 @@ Remat = Literal["none", "dots", "layers", "full"]
 # Stacks up to this deep are unrolled: XLA's CPU backend runs a loop body without fusing across iterations and copies
 # the stacked parameters' slices; for a few layers the larger program is the better price.
 UNROLL_UP_TO = 4
+# Parameters up to this size are cut from one random vector per part: a generator per parameter would compile for ten
+# times as long. Larger ones are drawn one by one, each in its own sharding.
+DRAW_TOGETHER_UP_TO = 2**22
 
 
 def checkpoint(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
@@ -35,11 +41,11 @@ def checkpoint(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> Any:
-    """One module whose parameters carry a leading axis of ``num_layers``, each slice initialised by its own key."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    params = jax.vmap(lambda key: _params(make(nnx.Rngs(key))))(jax.random.split(rngs.params(), num_layers))
-    return nnx.merge(graphdef, params)
+def stack(make: Callable[[], nnx.Module], num_layers: int) -> Any:
+    """One module whose parameters carry a leading axis of ``num_layers``."""
+    graphdef, state = nnx.split(make())
+    shapes = nnx.to_pure_dict(state)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_layers, *x.shape), x.dtype), shapes))
 
 
 def scan(
@@ -80,9 +86,44 @@ def layer(stacked: nnx.Module, index: int) -> Any:
     return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], nnx.to_pure_dict(params)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def initialize(config: ModelConfig, key: Array) -> Params:
-    """Fresh float32 parameters of the network that ``config`` describes."""
-    return jax.jit(lambda k: _params(_make(config, nnx.Rngs(k))))(key)
+    """Fresh float32 parameters of the network that ``config`` describes; traceable, so shardings may be asked of it.
+
+    The parts (vision, language, ...) draw from keys of their own: switching one off leaves the others' start unchanged.
+    """
+    inits = _per_variable(config, lambda variable: variable.get_metadata()["init"])
+    tree = {}
+    for part, shapes in abstract_params(config).items():
+        part_key = jax.random.fold_in(key, zlib.crc32(part.encode()))
+        tree[part] = _draw(part_key, shapes, inits[part])
+    return tree
+
+
+def _draw_flat(key: Array, sizes: tuple[int, ...], stds: tuple[float, ...]) -> list[Array]:
+    flat = jax.random.normal(key, (sum(sizes),), jnp.float32)
+    ends = list(itertools.accumulate(sizes))
+    return [flat[end - size : end] * std for size, end, std in zip(sizes, ends, stds, strict=True)]
+
+
+def _draw(key: Array, shapes: Params, inits: Params) -> Params:
+    """Values for one part."""
+    shapes, treedef = jax.tree.flatten(shapes)
+    inits = treedef.flatten_up_to(inits)
+    leaves: list[Array | None] = [None] * len(shapes)
+    small = []
+    for i, (shape, init) in enumerate(zip(shapes, inits, strict=True)):
+        if not init.std:
+            leaves[i] = jnp.full(shape.shape, init.mean, shape.dtype)
+        elif shape.size > DRAW_TOGETHER_UP_TO:
+            leaves[i] = init.std * jax.random.normal(jax.random.fold_in(key, i), shape.shape, shape.dtype)
+        else:
+            small.append(i)
+    if small:
+        sizes = tuple(shapes[i].size for i in small)
+        for i, values in zip(small, _draw_flat(key, sizes, tuple(inits[i].std for i in small)), strict=True):
+            leaves[i] = values.reshape(shapes[i].shape)
+    return treedef.unflatten(leaves)
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -119,16 +160,8 @@ def _per_variable(config: ModelConfig, function: Callable[[nnx.Variable], Any]) 
     return nnx.to_pure_dict(jax.tree.map(function, _abstract(config)[1], is_leaf=is_variable))
 
 
-def _params(module: nnx.Module) -> Params:
-    return nnx.to_pure_dict(nnx.state(module))
-
-
-def _make(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
-    from pokevla_jax.models.pokevla import PokeVLA  # The model's parts import this file.
-
-    return PokeVLA(config, rngs)
-
-
 @functools.lru_cache(maxsize=16)
 def _abstract(config: ModelConfig) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: _make(config, nnx.Rngs(0))))
+    from pokevla_jax.models.pokevla import PokeVLA  # The model's parts import this file.
+
+    return nnx.split(PokeVLA(config))

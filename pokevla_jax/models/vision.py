@@ -17,6 +17,7 @@ from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import space_to_depth
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import add_bias
@@ -24,7 +25,7 @@ from pokevla_jax.models.layers import gelu
 from pokevla_jax.models.layers import multiply
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import token_normal
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import UInt8
@@ -36,10 +37,10 @@ LAYER_SCALE_INIT = 0.1
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with a fused projection to queries, keys and values, in that order."""
 
-    def __init__(self, width: int, num_heads: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, num_heads: int):
         heads = (num_heads, width // num_heads)
-        self.qkv = Linear(width, (3, *heads), rngs=rngs, axes=("embed", None, "heads", "head_dim"))
-        self.proj = Linear(heads, width, rngs=rngs, axes=("heads", "head_dim", "embed"))
+        self.qkv = Linear(width, (3, *heads), axes=("embed", None, "heads", "head_dim"))
+        self.proj = Linear(heads, width, axes=("heads", "head_dim", "embed"))
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         q, k, v = jnp.unstack(self.qkv(x), axis=2)
@@ -49,14 +50,14 @@ class SelfAttention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer block, with DINOv2's LayerScale where the tower has it."""
 
-    def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
-        init = jax.nn.initializers.constant(LAYER_SCALE_INIT)
-        self.norm1 = LayerNorm(config.width, rngs=rngs)
-        self.attention = SelfAttention(config.width, config.num_heads, rngs=rngs)
-        self.ls1 = parameter(rngs, init, (config.width,), (None,)) if config.layer_scale else None
-        self.norm2 = LayerNorm(config.width, rngs=rngs)
-        self.mlp = MLP(config.width, config.mlp_dim, config.width, rngs=rngs)
-        self.ls2 = parameter(rngs, init, (config.width,), (None,)) if config.layer_scale else None
+    def __init__(self, config: TowerConfig):
+        init = Init(mean=LAYER_SCALE_INIT)
+        self.norm1 = LayerNorm(config.width)
+        self.attention = SelfAttention(config.width, config.num_heads)
+        self.ls1 = parameter(init, (config.width,), (None,)) if config.layer_scale else None
+        self.norm2 = LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_dim, config.width)
+        self.ls2 = parameter(init, (config.width,), (None,)) if config.layer_scale else None
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         with jax.named_scope("attention"):
@@ -70,18 +71,18 @@ class Block(nnx.Module):
 class Tower(nnx.Module):
     """A vision transformer read at its feature block: raw patch features, no final norm, no class or register tokens."""
 
-    def __init__(self, config: TowerConfig, vision: VisionConfig, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, vision: VisionConfig):
         self.config, self.patch_size = config, vision.patch_size
         width = config.width
         self.num_prefix = int(config.class_token) + config.num_registers
-        self.patch_embed = Linear(vision.patch_size**2 * 3, width, rngs=rngs, axes=(None, "embed"))
-        self.pos_embed = parameter(rngs, token_normal, (vision.num_patches, width), (None, "embed"))
+        self.patch_embed = Linear(vision.patch_size**2 * 3, width, axes=(None, "embed"))
+        self.pos_embed = parameter(TOKEN, (vision.num_patches, width), (None, "embed"))
         # Put in front, in this order, after the position embedding, which has patches only.
-        self.cls_token = parameter(rngs, token_normal, (1, width), (None, "embed")) if config.class_token else None
+        self.cls_token = parameter(TOKEN, (1, width), (None, "embed")) if config.class_token else None
         registers = (config.num_registers, width)
-        self.reg_token = parameter(rngs, token_normal, registers, (None, "embed")) if config.num_registers else None
+        self.reg_token = parameter(TOKEN, registers, (None, "embed")) if config.num_registers else None
         num_layers = config.feature_block % config.depth + 1
-        self.blocks = stacking.stack(lambda rngs: Block(config, rngs), num_layers, rngs)
+        self.blocks = stacking.stack(lambda: Block(config), num_layers)
 
     def __call__(
         self, images: UInt8[Array, "b h w 3"], *, dtype: jnp.dtype, remat: stacking.Remat
@@ -102,10 +103,10 @@ class Tower(nnx.Module):
 class Projector(nnx.Module):
     """Prismatic's fused MLP: three linear maps with GELUs between."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, rngs: nnx.Rngs):
-        self.fc1 = Linear(inputs, hidden, rngs=rngs, axes=("embed", "mlp"))
-        self.fc2 = Linear(hidden, outputs, rngs=rngs, axes=("mlp", "embed"))
-        self.fc3 = Linear(outputs, outputs, rngs=rngs, axes=("embed", None))
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        self.fc1 = Linear(inputs, hidden, axes=("embed", "mlp"))
+        self.fc2 = Linear(hidden, outputs, axes=("mlp", "embed"))
+        self.fc3 = Linear(outputs, outputs, axes=("embed", None))
 
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n d"]:
         return self.fc3(gelu(self.fc2(gelu(self.fc1(x)))))
@@ -114,13 +115,13 @@ class Projector(nnx.Module):
 class VisionEncoder(nnx.Module):
     """Views to vision tokens: both towers on each view with the same weights, features joined per patch, projected."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         vision = config.vision
         self.dtype, self.remat = jnp.dtype(config.dtype), config.remat
-        self.dinov2 = Tower(vision.dinov2, vision, rngs)
-        self.siglip = Tower(vision.siglip, vision, rngs)
+        self.dinov2 = Tower(vision.dinov2, vision)
+        self.siglip = Tower(vision.siglip, vision)
         inputs = vision.dinov2.width + vision.siglip.width
-        self.projector = Projector(inputs, vision.projector_dim, config.language.width, rngs)
+        self.projector = Projector(inputs, vision.projector_dim, config.language.width)
 
     def __call__(self, images: UInt8[Array, "b v h w 3"]) -> Float[Array, "b n d"]:
         b, v = images.shape[:2]
