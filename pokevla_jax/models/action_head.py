@@ -5,9 +5,9 @@ latents come from a LayerNorm of zeros through a linear layer, which after train
 is the parameter ``latents`` (one vector per step of the chunk), and the 5.6 M weights behind it are gone.
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
@@ -15,6 +15,7 @@ from pokevla_jax.models import stacking
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
@@ -23,7 +24,6 @@ from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
-from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
@@ -48,7 +48,7 @@ class KeyValue(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self- and cross-attention side by side, then ``relu(linear(norm(x)))`` without a residual, as in the reference."""
+    """Self- and cross-attention side by side, then ``relu(linear(norm(x)))``, without a residual as in VLA-Adapter."""
 
     def __init__(self, config: ModelConfig):
         head = config.action_head

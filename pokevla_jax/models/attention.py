@@ -68,7 +68,9 @@ def causal_mask(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
 
 
 def positions(valid: Bool[Array, "b s"]) -> Float[Array, "b s"]:
-    """Position ids that count valid tokens only, so that padding in the middle shifts nothing behind it::
+    """Position ids that count valid tokens only, so that padding in the middle shifts nothing behind it.
+
+    ::
 
     token     V V L L p p S Q
     position  0 1 2 3 3 3 4 5

@@ -4,14 +4,14 @@ A convolution whose stride equals its kernel is a reshape and a matrix product, 
 backend; XLA's CPU backend would run the convolution's gradients far slower.
 """
 
-from flax import nnx
 import jax.numpy as jnp
+from flax import nnx
 
+from pokevla_jax.models.layers import ZEROS
+from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import add_bias
-from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import parameter
-from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 

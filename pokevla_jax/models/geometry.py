@@ -5,8 +5,8 @@ Source: the paper's equation 5 and Spatial Forcing's projector.
 
 import math
 
-from flax import nnx
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import GeometryConfig

@@ -3,9 +3,8 @@
 ``SmallEncoder`` is trained with the rest, at sizes that two cores can pay. ``SamEncoder`` is SAM's ViT (frozen).
 """
 
-from flax import nnx
-import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig

@@ -1,16 +1,17 @@
-"""A causal Qwen2 decoder over embeddings: RMSNorm, grouped-query attention with biased q, k, v, rotary positions, SwiGLU.
+"""A causal Qwen2 decoder over embeddings: RMSNorm, grouped-query attention (biased q, k, v; rotary), SwiGLU.
 
 Source: Qwen2.5-0.5B (public config and weights); tied input and output embeddings.
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import LanguageConfig
 from pokevla_jax.models import stacking
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import RMSNorm
 from pokevla_jax.models.layers import RotaryTable
@@ -18,7 +19,6 @@ from pokevla_jax.models.layers import SwiGLU
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
-from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float

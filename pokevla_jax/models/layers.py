@@ -5,14 +5,14 @@ the values and binds them. The activations carry the compute dtype: a layer cast
 of what it is given, and norms compute in float32 whatever that is.
 """
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence
-import math
 from typing import NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float

@@ -6,9 +6,9 @@ The point and box embeddings of SAM's prompt encoder, which an embedding prompt 
 
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.models import stacking
@@ -17,6 +17,7 @@ from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import PatchConv
 from pokevla_jax.models.convolution import UpConv
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import Buffer
 from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
@@ -25,7 +26,6 @@ from pokevla_jax.models.layers import add_bias
 from pokevla_jax.models.layers import gelu
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 

@@ -7,9 +7,9 @@ with ``train=False`` they are not computed, and where their weight is 0 they hav
 
 from dataclasses import dataclass
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import attention
@@ -18,9 +18,9 @@ from pokevla_jax.models.action_head import ActionHead
 from pokevla_jax.models.geometry import AlignProjector
 from pokevla_jax.models.language import Decoder
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.segmentation import Segmentation
 from pokevla_jax.models.vision import VisionEncoder
 from pokevla_jax.typing import Array

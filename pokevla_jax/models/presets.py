@@ -1,7 +1,7 @@
 """The named networks: ``tiny`` for two CPU cores, ``pokevla`` with the paper's sizes. Same classes, other numbers."""
 
-from collections.abc import Callable
 import difflib
+from collections.abc import Callable
 
 from pokevla_jax.config import ActionHeadConfig
 from pokevla_jax.config import ConfigError

@@ -4,9 +4,9 @@ Coarse to fine as in GLOVER++, whose decoder the paper's resembles: the embedded
 decoder, and a second copy refines, taking the first one's logits as its dense prompt and the same embedding again.
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models.image_encoders import SamEncoder

@@ -6,16 +6,15 @@ Outside this file parameters are a plain nested dict of float32 arrays, such as
 ``params["vision"]["dinov2"]["blocks"]["attention"]["qkv"]["kernel"]``.
 """
 
-from collections.abc import Callable
 import functools
-import itertools
+import zlib
+from collections.abc import Callable
 from typing import Any
 from typing import Literal
-import zlib
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models.layers import Buffer
@@ -100,29 +99,22 @@ def initialize(config: ModelConfig, key: Array) -> Params:
     return tree
 
 
-def _draw_flat(key: Array, sizes: tuple[int, ...], stds: tuple[float, ...]) -> list[Array]:
-    flat = jax.random.normal(key, (sum(sizes),), jnp.float32)
-    ends = list(itertools.accumulate(sizes))
-    return [flat[end - size : end] * std for size, end, std in zip(sizes, ends, stds, strict=True)]
-
-
 def _draw(key: Array, shapes: Params, inits: Params) -> Params:
     """Values for one part."""
     shapes, treedef = jax.tree.flatten(shapes)
     inits = treedef.flatten_up_to(inits)
-    leaves: list[Array | None] = [None] * len(shapes)
-    small = []
-    for i, (shape, init) in enumerate(zip(shapes, inits, strict=True)):
+    leaves: list[Array] = []
+    small = [x.size for x, init in zip(shapes, inits, strict=True) if init.std and x.size <= DRAW_TOGETHER_UP_TO]
+    pool, used = jax.random.normal(key, (sum(small),), jnp.float32), 0
+    for i, (x, init) in enumerate(zip(shapes, inits, strict=True)):
         if not init.std:
-            leaves[i] = jnp.full(shape.shape, init.mean, shape.dtype)
-        elif shape.size > DRAW_TOGETHER_UP_TO:
-            leaves[i] = init.std * jax.random.normal(jax.random.fold_in(key, i), shape.shape, shape.dtype)
+            values = jnp.zeros(x.shape, x.dtype)
+        elif x.size > DRAW_TOGETHER_UP_TO:
+            values = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
         else:
-            small.append(i)
-    if small:
-        sizes = tuple(shapes[i].size for i in small)
-        for i, values in zip(small, _draw_flat(key, sizes, tuple(inits[i].std for i in small)), strict=True):
-            leaves[i] = values.reshape(shapes[i].shape)
+            values = pool[used : used + x.size].reshape(x.shape)
+            used += x.size
+        leaves.append(init.mean + init.std * values)
     return treedef.unflatten(leaves)
 
 

@@ -5,9 +5,9 @@ Sources: Prismatic VLMs (feature block, order of the towers, fused MLP) and timm
 the final norm and SigLIP's attention pooling, which no released policy reads, are not built.
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import TowerConfig
@@ -17,6 +17,7 @@ from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import space_to_depth
 from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
@@ -25,7 +26,6 @@ from pokevla_jax.models.layers import gelu
 from pokevla_jax.models.layers import multiply
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
-from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import UInt8
@@ -69,7 +69,7 @@ class Block(nnx.Module):
 
 
 class Tower(nnx.Module):
-    """A vision transformer read at its feature block: raw patch features, no final norm, no class or register tokens."""
+    """A vision transformer read at its feature block: raw patch features, no final norm, no prefix tokens."""
 
     def __init__(self, config: TowerConfig, vision: VisionConfig):
         self.config, self.patch_size = config, vision.patch_size
