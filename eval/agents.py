@@ -13,7 +13,6 @@ import numpy as np
 from eval.manifest import EpisodeSpec
 from pokevla_jax.typing import Float
 
-
 Chunk = Float[np.ndarray, "t a"]
 ACTION_DIM = 7
 

@@ -10,7 +10,6 @@ from types import ModuleType
 
 from eval.errors import EvaluationError
 
-
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
 

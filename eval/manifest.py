@@ -15,7 +15,6 @@ from typing import Literal
 
 from eval.errors import EvaluationError
 
-
 LayoutKind = Literal["moved", "shared"]
 
 
@@ -106,7 +105,9 @@ def parse_indices(text: str, option: str, *, limit: int | None = None) -> tuple[
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise EvaluationError(f"{option} {text!r}: {part.strip()!r} is not an index; write for example 40-49 or 0,3")
+            raise EvaluationError(
+                f"{option} {text!r}: {part.strip()!r} is not an index; write for example 40-49 or 0,3"
+            )
         low, high = int(first), int(last) if dash else int(first)
         if high < low:
             raise EvaluationError(f"{option} {text!r}: the range {part.strip()} runs backwards; write {high}-{low}")
@@ -133,7 +134,9 @@ def select_tasks(text: str, names: Sequence[str], suite: str) -> tuple[int, ...]
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
             hint = f"the nearest is {near[0]}" if near else f"it has {', '.join(names)}"
-            raise EvaluationError(f"--tasks: {suite} has no task {name!r}; {hint} (or give an index, 0-{len(names) - 1})")
+            raise EvaluationError(
+                f"--tasks: {suite} has no task {name!r}; {hint} (or give an index, 0-{len(names) - 1})"
+            )
         selected.append(names.index(name))
     return tuple(selected)
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pokevla_jax
 from eval.manifest import digest
-
 
 SETTLE_STEPS = 10
 SIMULATION_PACKAGES = ("mujoco", "robosuite", "bddl", "hf-libero", "numpy")
@@ -55,9 +55,8 @@ class Protocol:
         lines = []
         for half in ("simulation", "policy"):
             mine, theirs = _flatten(getattr(self, half)), _flatten(getattr(other, half))
-            for key in sorted(mine.keys() | theirs.keys()):
-                if mine.get(key) != theirs.get(key):
-                    lines.append(f"{half} {key}: {mine.get(key)}, not {theirs.get(key)}")
+            changed = [key for key in sorted(mine.keys() | theirs.keys()) if mine.get(key) != theirs.get(key)]
+            lines += [f"{half} {key}: {mine.get(key)}, not {theirs.get(key)}" for key in changed]
         return lines
 
 
@@ -74,7 +73,7 @@ def simulation_half(
         "reset": "hard" if hard_reset else "soft",
         "settle_steps": SETTLE_STEPS,
         "prompt": "clean",
-        "versions": versions(SIMULATION_PACKAGES),
+        "versions": {"pokevla_jax": pokevla_jax.__version__, **versions(SIMULATION_PACKAGES)},
     }
 
 

@@ -24,7 +24,6 @@ from eval.manifest import EpisodeSpec
 from eval.manifest import digest
 from eval.protocol import Protocol
 
-
 Record = dict[str, Any]
 FINAL = ("success", "failure")
 
@@ -39,8 +38,13 @@ class RunFolder:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def open(self, specs: Sequence[EpisodeSpec], protocol: Protocol, command: str) -> None:
+    def open(self, specs: Sequence[EpisodeSpec], protocol: Protocol, context: Mapping[str, Any]) -> None:
         """Takes the folder for this process: writes manifest and protocol, or checks that it holds the same ones.
+
+        Args:
+            specs: the episodes, in order.
+            protocol: the conditions.
+            context: what a reader wants to know but no result depends on: the command, the policy's folder, the machine.
 
         Raises:
             EvaluationError: when the folder cannot be written, is in use, or holds another protocol or episode list.
@@ -60,7 +64,7 @@ class RunFolder:
             self._check(specs, protocol)
         else:
             self._write("manifest.json", {"episodes": [spec.to_dict() | {"id": spec.id} for spec in specs]})
-            self._write("protocol.json", protocol.to_dict() | {"command": command})
+            self._write("protocol.json", protocol.to_dict() | {"context": dict(context)})
         self._drop_cut_line()
         self._results = (self.path / "episodes.jsonl").open("a")
 
@@ -126,7 +130,9 @@ class RunFolder:
         for entry in entries:
             spec = EpisodeSpec.from_dict({key: value for key, value in entry.items() if key != "id"})
             if spec.id != entry["id"]:
-                raise EvaluationError(f"{self.path / 'manifest.json'}: episode {entry['id']} was edited after it was run")
+                raise EvaluationError(
+                    f"{self.path / 'manifest.json'}: episode {entry['id']} was edited; restore the file"
+                )
             specs.append(spec)
         return specs
 
@@ -134,9 +140,9 @@ class RunFolder:
         """The protocol of every record of the folder."""
         return Protocol.from_dict(self._read("protocol.json"))
 
-    def command(self) -> str:
-        """The command that began the run."""
-        return str(self._read("protocol.json")["command"])
+    def context(self) -> dict[str, Any]:
+        """What ``open`` was given when the run began."""
+        return dict(self._read("protocol.json")["context"])
 
     def summary(self) -> dict[str, Any]:
         """What ``write_summary`` wrote last."""
@@ -156,9 +162,9 @@ class RunFolder:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 record = json.loads(line)
-                record["id"], record["outcome"]  # noqa: B018  (a line of another kind raises here)
+                record["id"], record["outcome"]
             except (ValueError, KeyError, TypeError) as error:
-                raise EvaluationError(f"{path}, line {number}, is no episode record; remove the line to go on") from error
+                raise EvaluationError(f"{path}, line {number}, is no episode record; remove it to go on") from error
             records.append(record)
         return records
 

@@ -30,8 +30,9 @@ class LiberoScenes:
 
     def build(self, spec: EpisodeSpec) -> Any:
         """Compiles the scene (3 to 5 s); its renderer is created with the first image."""
-        from pokevla_jax.sim.assets import resolve_assets
         from pokevla_jax.sim.layouts import make_environment
+
+        from pokevla_jax.sim.assets import resolve_assets
 
         kind = "stored" if spec.layout is None else spec.layout.kind
         return make_environment(
@@ -49,6 +50,7 @@ class LiberoScenes:
         """Resets to the stored state or the layout; both settle before the first policy step."""
         from pokevla_jax.sim.layouts import apply_layout
         from pokevla_jax.sim.layouts import sample_layout
+
         from pokevla_jax.sim.tasks import load_init_states
         from pokevla_jax.sim.tasks import load_task
 

@@ -39,9 +39,13 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         **tally(records),
         "missing": len(specs) - len(records),
         "policy": dict(protocol.policy),
-        "simulation": dict(protocol.simulation),
-        "protocol": protocol.hash,
-        "simulation_protocol": protocol.simulation_hash,
+        "protocol": {
+            "hash": protocol.hash,
+            "simulation_hash": protocol.simulation_hash,
+            **protocol.simulation,
+            "assets": protocol.simulation["assets"]["kind"],
+            "versions": {**protocol.policy.get("versions", {}), **protocol.simulation["versions"]},
+        },
         "manifest": manifest_digest(specs),
         "tasks": [
             {"suite": suite, "task": task, "name": name}
@@ -49,7 +53,7 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
             for suite, task, name in tasks
         ],
         "timing": timing(records),
-        "command": folder.command(),
+        "context": folder.context(),
     }
 
 
@@ -83,13 +87,12 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         width = max(len(task["name"]) for task in summary["tasks"])
         text += [f"  {task['name']:<{width}}  {percent(task)}" for task in summary["tasks"]]
     if summary["error"]:
-        text.append(f"ERRORS: {summary['error']} episodes ended in an error and are not in the rate; run again to retry")
+        text.append(f"ERRORS: {summary['error']} episodes ended in an error, outside the rate; run again to retry them")
     if summary["missing"]:
         text.append(f"INCOMPLETE: {summary['missing']} episodes have no result; run the same command again")
     if "steps_per_second" in summary["timing"]:
         speed = summary["timing"]
         text.append(f"{speed['steps']:.0f} steps, {speed['steps_per_second']} per second of acting (resets excluded)")
-    if summary["simulation"]["assets"]["kind"] != "real":
-        kind = summary["simulation"]["assets"]["kind"]
-        text.append(f"assets: {kind} - not comparable with published numbers")
+    if summary["protocol"]["assets"] != "real":
+        text.append(f"assets: {summary['protocol']['assets']} - not comparable with published numbers")
     return text

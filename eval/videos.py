@@ -13,7 +13,6 @@ import numpy as np
 
 from pokevla_jax.typing import UInt8
 
-
 CONTROL_HZ = 20
 CAPTION_HEIGHT = 32
 COLORS = {"success": (46, 160, 67), "failure": (207, 34, 46)}

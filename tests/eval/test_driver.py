@@ -3,12 +3,13 @@
 import itertools
 
 import pytest
-import toy
+
 from eval.driver import Driver
 from eval.driver import Queue
 from eval.driver import Setup
 from eval.errors import EvaluationError
 from eval.videos import VideoOptions
+from tests.eval import toy
 
 
 def run(ray, specs, **kwargs):

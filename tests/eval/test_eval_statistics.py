@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
 from eval.statistics import Interval
 from eval.statistics import Pairs
 from eval.statistics import mcnemar_exact
 from eval.statistics import paired_difference
 from eval.statistics import wilson
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
-
 
 counts = st.integers(0, 60)
 

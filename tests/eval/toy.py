@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutSpec
 

@@ -1,0 +1,65 @@
+"""``python -m eval run | compare | report``."""
+
+import argparse
+import json
+import shlex
+import sys
+
+from eval.errors import EvaluationError
+
+EXAMPLES = """\
+examples:
+  python -m eval run --policy runs/policy --tasks 0 --layouts 20 --layout-seed 90000 --run-dir runs/eval/policy
+  python -m eval run --policy expert --suite libero_object --init-states 0-49 --run-dir runs/eval/expert
+  python -m eval compare runs/eval/policy runs/eval/blind
+  python -m eval report --run-dir runs/eval/policy --run-dir runs/eval/blind --workdir runs/policy --out report.html
+
+Bad input is answered in one sentence on stderr with exit status 2; status 1 means that episodes ended in errors.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description="Evaluates policies in simulation and says what their success rates are worth.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | report")
+    from eval import compare
+    from eval import report
+    from eval import run
+
+    run.add_arguments(commands.add_parser("run", help="run episodes into a folder", allow_abbrev=False))
+    compare.add_arguments(commands.add_parser("compare", help="paired comparison of two runs"))
+    report.add_arguments(commands.add_parser("report", help="one HTML page about runs"))
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "run":
+            return _run(options, shlex.join(["python", "-m", "eval", *arguments]))
+        if options.command == "compare":
+            return compare.main(options)
+        return report.main(options)
+    except (EvaluationError, FileNotFoundError, ValueError) as error:
+        # The project's errors are sentences; a ValueError from elsewhere at least keeps its own words.
+        print(f"eval {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"eval {options.command}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace, command: str) -> int:
+    from eval import run
+    from eval import summary as summaries
+
+    values = {name: value for name, value in vars(arguments).items() if name != "command"}
+    result = run.run(run.Options(**values), command)
+    print(json.dumps(result, indent=1) if arguments.json else "\n".join(summaries.lines(result)))
+    return 1 if result["error"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

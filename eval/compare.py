@@ -1,0 +1,129 @@
+"""``python -m eval compare A B``: two policies on the same episodes, pair by pair."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.errors import EvaluationError
+from eval.results import FINAL
+from eval.results import Record
+from eval.results import RunFolder
+from eval.statistics import Pairs
+from eval.statistics import mcnemar_exact
+from eval.statistics import paired_difference
+from eval.statistics import wilson
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of ``compare``."""
+    help_text = "run folder, or several separated by commas: seeds, paired one to one and pooled"
+    parser.add_argument("a", metavar="A", help=help_text)
+    parser.add_argument("b", metavar="B", help=help_text)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def decided(folder: RunFolder) -> dict[str, Record]:
+    """The successes and failures of a run, by episode id."""
+    return {key: record for key, record in folder.records().items() if record["outcome"] in FINAL}
+
+
+def check_comparable(a: RunFolder, b: RunFolder) -> None:
+    """Raises ``EvaluationError`` when the two were simulated under different conditions, naming the first."""
+    ours, theirs = a.protocol(), b.protocol()
+    if ours.simulation_hash != theirs.simulation_hash:
+        change = next(line for line in ours.differences(theirs) if line.startswith("simulation"))
+        raise EvaluationError(f"{a.path} and {b.path} were simulated differently ({change}); run one of them again")
+
+
+def pair(a: Mapping[str, Record], b: Mapping[str, Record]) -> list[tuple[Record, Record]]:
+    """Records of the same episodes, in the order of ``a``."""
+    return [(record, b[key]) for key, record in a.items() if key in b]
+
+
+def comparison(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+    """The paired table with its rates, the difference's interval and McNemar's exact p-value."""
+    table = Pairs.count((x["outcome"] == "success", y["outcome"] == "success") for x, y in pairs)
+    successes = {"a": table.both + table.only_a, "b": table.both + table.only_b}
+    return {
+        "pairs": table.n,
+        "both": table.both,
+        "only_a": table.only_a,
+        "only_b": table.only_b,
+        "neither": table.neither,
+        **{f"rate_{name}": successes[name] / table.n if table.n else None for name in "ab"},
+        **{f"interval95_{name}": list(wilson(successes[name], table.n)) for name in "ab"},
+        "difference": table.difference,
+        "difference_interval95": list(paired_difference(table)),
+        "mcnemar_p": mcnemar_exact(table.only_a, table.only_b),
+    }
+
+
+def compare(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
+    """The comparison of two lists of runs, paired one to one; a single B stands against every A.
+
+    Raises:
+        EvaluationError: when the lists do not match, nothing is common, or the simulations differ.
+    """
+    if len(b) == 1:
+        b = list(b) * len(a)
+    if len(a) != len(b):
+        raise EvaluationError(f"compare pairs runs one to one: {len(a)} and {len(b)} were given; give equally many")
+    pairs: list[tuple[Record, Record]] = []
+    alone = 0
+    for path_a, path_b in zip(a, b, strict=True):
+        left, right = RunFolder(path_a), RunFolder(path_b)
+        check_comparable(left, right)
+        records_a, records_b = decided(left), decided(right)
+        common = pair(records_a, records_b)
+        alone += len(records_a) + len(records_b) - 2 * len(common)
+        pairs += common
+    if not pairs:
+        raise EvaluationError("The runs have no episode in common; evaluate both on the same tasks and layouts")
+    tasks = dict.fromkeys((x["suite"], x["task"], x["task_name"]) for x, _ in pairs)
+    return {
+        "a": [str(path) for path in a],
+        "b": [str(path) for path in b],
+        "unpaired": alone,
+        **comparison(pairs),
+        "tasks": [
+            {"suite": suite, "task": task, "name": name}
+            | comparison([(x, y) for x, y in pairs if (x["suite"], x["task"]) == (suite, task)])
+            for suite, task, name in tasks
+        ],
+    }
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The comparison for a terminal."""
+    low, high = result["difference_interval95"]
+    text = [
+        f"{result['pairs']} episodes in both"
+        + (f" ({result['unpaired']} in one only, left out)" if result["unpaired"] else ""),
+        "",
+        "               B succeeded  B failed",
+        f"A succeeded  {result['both']:>12} {result['only_a']:>9}",
+        f"A failed     {result['only_b']:>12} {result['neither']:>9}",
+        "",
+        f"A {result['rate_a']:.1%}, B {result['rate_b']:.1%}; A - B = {100 * result['difference']:+.1f} points "
+        f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, Newcombe's paired score interval), "
+        f"McNemar's exact p = {result['mcnemar_p']:.3g}",
+    ]
+    if len(result["tasks"]) > 1:
+        width = max(len(task["name"]) for task in result["tasks"])
+        for task in result["tasks"]:
+            low, high = task["difference_interval95"]
+            text.append(
+                f"  {task['name']:<{width}}  A {task['rate_a']:>4.0%}  B {task['rate_b']:>4.0%}  "
+                f"{100 * task['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}), {task['pairs']} pairs"
+            )
+    return text
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints the comparison."""
+    result = compare([Path(p) for p in options.a.split(",")], [Path(p) for p in options.b.split(",")])
+    print(json.dumps(result, indent=1) if options.json else "\n".join(lines(result)))
+    return 0

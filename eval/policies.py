@@ -1,0 +1,210 @@
+"""``--policy``: a checkpoint folder, ``expert``, ``random`` or ``replay[:DATASET]``, resolved before anything starts."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.agents import Agent
+from eval.agents import Chunk
+from eval.agents import ExpertAgent
+from eval.agents import RandomAgent
+from eval.agents import ReplayAgent
+from eval.episode import run_episode
+from eval.errors import EvaluationError
+from eval.manifest import EpisodeSpec
+from eval.protocol import POLICY_PACKAGES
+from eval.protocol import versions
+from eval.scenes import Scenes
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """A policy as the driver and the protocol need it.
+
+    Attributes:
+        facts: the policy half of the protocol; ``label`` groups seeds and controls in a report.
+        agent: who acts, or None when ``load`` makes a network.
+        load: makes the network, called inside the policy process.
+        execute: actions taken of each chunk; None takes all.
+    """
+
+    facts: dict[str, Any]
+    agent: Agent | None = None
+    load: Callable[[], Any] | None = None
+    execute: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadPolicy:
+    """Loads a checkpoint and compiles it for every batch size that ``workers`` simulators can ask for."""
+
+    path: Path
+    step: int
+    workers: int
+
+    def __call__(self) -> Any:
+        """The warm policy."""
+        from pokevla_jax.policy import Policy
+
+        policy = Policy.load(self.path, step=self.step, batch_size=self.workers)
+        policy.warm_up()
+        return policy
+
+
+def resolve_policy(
+    name: str,
+    *,
+    specs: Sequence[EpisodeSpec],
+    scenes: Scenes,
+    workers: int = 1,
+    step: int | str | None = None,
+    execute: int | None = None,
+) -> PolicyChoice:
+    """What ``name`` stands for.
+
+    Raises:
+        EvaluationError: for a name that is neither a built-in policy nor a checkpoint folder, or options that do not
+            go with it.
+    """
+    kind, _, rest = name.partition(":")
+    if kind in ("expert", "random", "replay"):
+        if step is not None or execute is not None:
+            raise EvaluationError(
+                f"--step and --execute go with a checkpoint, not with --policy {kind}; leave them out"
+            )
+        if rest and kind != "replay":
+            raise EvaluationError(f"--policy {name!r}: {kind} takes nothing after a colon; write --policy {kind}")
+    if kind == "expert":
+        return PolicyChoice({"kind": "expert", "label": "expert"}, ExpertAgent())
+    if kind == "random":
+        return PolicyChoice({"kind": "random", "label": "random"}, RandomAgent())
+    if kind == "replay":
+        demonstrations = dataset_demonstrations(Path(rest), specs) if rest else expert_demonstrations(scenes, specs)
+        facts = {"kind": "replay", "label": "replay", "fingerprint": _fingerprint(demonstrations)}
+        return PolicyChoice(facts, ReplayAgent(demonstrations))
+    return _checkpoint(name, workers=workers, step=step, execute=execute)
+
+
+def dataset_demonstrations(path: Path, specs: Sequence[EpisodeSpec]) -> dict[tuple[str, int], Chunk]:
+    """For each task of ``specs`` the executed actions of the dataset's first successful episode of it.
+
+    The first in the dataset's order, so that the choice depends on nothing but the dataset.
+
+    Raises:
+        EvaluationError: when a task has no successful episode there.
+    """
+    from pokevla_jax.data.records import open_dataset
+
+    dataset = open_dataset(path)
+    demonstrations: dict[tuple[str, int], Chunk] = {}
+    for index, info in enumerate(dataset.episodes):
+        key = (info.suite, info.task)
+        if info.success and key not in demonstrations:
+            rows = slice(int(dataset.starts[index]), int(dataset.starts[index + 1]))
+            demonstrations[key] = np.array(dataset.executed[rows], np.float32)
+    for spec in specs:
+        if (spec.suite, spec.task) not in demonstrations:
+            raise EvaluationError(
+                f"--policy replay:{path}: the dataset has no successful episode of {spec.suite} task {spec.task} "
+                f"({spec.task_name}); record one with pokevla-record, or use --policy replay"
+            )
+    return demonstrations
+
+
+def expert_demonstrations(scenes: Scenes, specs: Sequence[EpisodeSpec]) -> dict[tuple[str, int], Chunk]:
+    """For each task of ``specs`` the actions of the scripted expert's first success over the stored states 0, 1, 2 ...
+
+    Raises:
+        EvaluationError: when the expert fails on the first five.
+    """
+    demonstrations: dict[tuple[str, int], Chunk] = {}
+    for spec in specs:
+        if (spec.suite, spec.task) in demonstrations:
+            continue
+        stored = dataclasses.replace(spec, benchmark="libero", layout=None, init_state=0)
+        environment = scenes.build(stored)
+        for state in range(5):
+            stored = dataclasses.replace(stored, init_state=state)
+            scenes.place(environment, stored)
+            agent = _Remember(ExpertAgent())
+            if run_episode(environment, stored, agent).success:
+                demonstrations[spec.suite, spec.task] = np.concatenate(agent.chunks)
+                break
+        environment.close()
+        if (spec.suite, spec.task) not in demonstrations:
+            raise EvaluationError(
+                f"--policy replay: the expert does not solve {spec.task_name} from a stored state; give replay:DATASET"
+            )
+    return demonstrations
+
+
+class _Remember:
+    """An agent that keeps the chunks it hands out."""
+
+    def __init__(self, agent: Agent):
+        self._agent, self.chunks, self.needs_images = agent, list[Chunk](), agent.needs_images
+
+    def begin(self, environment: Any, spec: EpisodeSpec) -> None:
+        self._agent.begin(environment, spec)
+
+    def act(self, observation: dict[str, Any] | None) -> Chunk:
+        self.chunks.append(self._agent.act(observation))
+        return self.chunks[-1]
+
+
+def _checkpoint(name: str, *, workers: int, step: int | str | None, execute: int | None) -> PolicyChoice:
+    path = Path(name)
+    if not path.is_dir():
+        raise EvaluationError(
+            f"--policy {name!r} is neither a folder nor one of expert, random, replay[:DATASET]; give the --workdir of a "
+            "training run"
+        )
+    from pokevla_jax import checkpoints
+
+    step = checkpoints.resolve_step(path, step)
+    config = checkpoints.load_config(path)
+    horizon = config.model.action_horizon
+    if execute is not None and not 1 <= execute <= horizon:
+        raise EvaluationError(f"--execute {execute}: the policy's chunks have {horizon} actions; give 1 to {horizon}")
+    facts = {
+        "kind": "checkpoint",
+        "label": control_label(config.data.zero_images, config.data.zero_language),
+        "preset": config.model.preset,
+        "step": step,
+        "seed": config.seed,
+        "fingerprint": folder_hash(path / "checkpoints" / str(step) / "params"),
+        "chunk": horizon,
+        "execute": execute or horizon,
+        "versions": versions(POLICY_PACKAGES),
+    }
+    return PolicyChoice(facts, load=LoadPolicy(path.resolve(), step, workers), execute=execute)
+
+
+def control_label(zero_images: bool, zero_language: bool) -> str:
+    """What a report calls a checkpoint: ``policy``, or the control that its configuration makes of it."""
+    senses = [name for name, zero in (("blind", zero_images), ("no-language", zero_language)) if zero]
+    return f"{'-'.join(senses)}-trained" if senses else "policy"
+
+
+def folder_hash(path: Path) -> str:
+    """Hash of the names and bytes of all files of a folder: which weights these are, without loading them."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(demonstrations: dict[tuple[str, int], Chunk]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(demonstrations):
+        digest.update(repr(key).encode())
+        digest.update(np.ascontiguousarray(demonstrations[key], np.float32).tobytes())
+    return digest.hexdigest()[:16]

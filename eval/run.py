@@ -1,0 +1,201 @@
+"""``python -m eval run``: from options to a complete run folder."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval import summary as summaries
+from eval.cluster import local_cluster
+from eval.driver import Driver
+from eval.driver import Setup
+from eval.errors import EvaluationError
+from eval.manifest import EpisodeSpec
+from eval.manifest import LayoutSpec
+from eval.manifest import check_unique
+from eval.manifest import parse_indices
+from eval.manifest import select_tasks
+from eval.policies import resolve_policy
+from eval.protocol import Protocol
+from eval.protocol import machine
+from eval.protocol import simulation_half
+from eval.results import Record
+from eval.results import RunFolder
+from eval.scenes import LiberoScenes
+from eval.videos import VideoOptions
+from pokevla_jax.sim import tasks as libero
+from pokevla_jax.sim.assets import resolve_assets
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of ``run``; see ``add_arguments`` for what each means."""
+
+    policy: str
+    run_dir: Path
+    suite: str = "libero_object"
+    tasks: str = "all"
+    init_states: str | None = None
+    layouts: int | None = None
+    layout_seed: int = 0
+    layout_kind: str = "moved"
+    max_steps: int | None = None
+    seed: int = 0
+    step: str | None = None
+    execute: int | None = None
+    workers: int | None = None
+    videos: str = "none"
+    video_stride: int = 1
+    assets: str | None = None
+    renderer: str = "fast"
+    image_size: int | None = None
+    hard_reset: bool = False
+    retries: int = 2
+    json: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of ``run``."""
+    add = parser.add_argument
+    add("--policy", required=True, help="a training run's folder, or expert, random, replay[:DATASET]")
+    add("--run-dir", type=Path, required=True, help="folder of results; the same command again runs what is missing")
+    add("--suite", default="libero_object", help="libero_spatial, libero_object, libero_goal or libero_10")
+    add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--init-states", metavar="40-49", help="the benchmark's stored initial states")
+    where.add_argument("--layouts", type=int, metavar="N", help="sampled layouts per task")
+    add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
+    add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
+    add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
+    add("--seed", type=int, default=0, help="seed of the environments and of --policy random")
+    add("--step", help="checkpoint step, or best (default: the newest)")
+    add("--execute", type=int, metavar="N", help="actions of each chunk that are executed (default: all)")
+    add("--workers", type=int, help="simulator processes, about 1.3 GB each (default: one per core)")
+    add("--videos", choices=("none", "failures", "all"), default="none", help="which episodes are filmed afterwards")
+    add("--video-stride", type=int, default=1, metavar="K", help="render every K-th step for videos (default: 1)")
+    add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
+    add("--renderer", choices=("fast", "robosuite"), default="fast", help="robosuite: as in published evaluations")
+    add("--image-size", type=int, help="side of the rendered images (default: 128 fast, 256 robosuite)")
+    add("--hard-reset", action="store_true", help="recompile the scene for each episode (always with robosuite)")
+    add("--retries", type=int, default=2, help="further attempts for an episode that ends in an error (default: 2)")
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+def build_manifest(options: Options) -> list[EpisodeSpec]:
+    """The episodes that the options ask for, task by task.
+
+    Raises:
+        EvaluationError: for tasks, states or counts that do not exist.
+    """
+    tasks = libero.list_tasks(options.suite)
+    specs = []
+    for index in select_tasks(options.tasks, [task.name for task in tasks], options.suite):
+        task = tasks[index]
+        common: dict[str, Any] = {
+            "suite": options.suite,
+            "task": index,
+            "task_name": task.name,
+            "prompt": task.language,
+            "max_steps": options.max_steps or task.max_steps,
+            "seed": options.seed,
+        }
+        if options.init_states is not None:
+            limit = len(libero.load_init_states(task))
+            states = parse_indices(options.init_states, "--init-states", limit=limit)
+            specs += [EpisodeSpec(benchmark="libero", init_state=state, **common) for state in states]
+        else:
+            specs += [
+                EpisodeSpec(
+                    benchmark="libero_moved",
+                    layout=LayoutSpec(options.layout_kind, options.layout_seed, number),  # type: ignore[arg-type]
+                    **common,
+                )
+                for number in range(options.layouts or 0)
+            ]
+    check_unique(specs)
+    return specs
+
+
+def check_options(options: Options) -> None:
+    """Raises ``EvaluationError`` for numbers that make no sense."""
+    for name in ("layouts", "max_steps", "workers", "video_stride", "image_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for name in ("layout_seed", "seed", "retries"):
+        if getattr(options, name) < 0:
+            raise EvaluationError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
+    if options.step not in (None, "best") and not str(options.step).isdecimal():
+        raise EvaluationError(f"--step {options.step!r} is neither a number nor best")
+
+
+def run(options: Options, command: str, *, progress: bool = True) -> dict[str, Any]:
+    """Runs what is missing and returns the summary of the whole run.
+
+    Raises:
+        EvaluationError: for bad input, before anything is simulated; SimulationError and AssetError likewise.
+    """
+    check_options(options)
+    # Rendering needs no display; the choice is part of the protocol, so it is made here and inherited by every process.
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    specs = build_manifest(options)
+    assets = resolve_assets(options.assets)
+    robosuite = options.renderer == "robosuite"
+    scenes = LiberoScenes(
+        assets=assets.root,
+        renderer=options.renderer,
+        image_size=options.image_size or (256 if robosuite else 128),
+        hard_reset=options.hard_reset or robosuite,
+    )
+    workers = min(options.workers or len(os.sched_getaffinity(0)), len(specs))
+    step = int(options.step) if options.step and options.step.isdecimal() else options.step
+    policy = resolve_policy(
+        options.policy, specs=specs, scenes=scenes, workers=workers, step=step, execute=options.execute
+    )
+    simulation = simulation_half(
+        assets_kind=assets.kind,
+        assets_sha256=assets.sha256,
+        renderer=scenes.renderer,
+        image_size=scenes.image_size,
+        hard_reset=scenes.hard_reset,
+    )
+    folder = RunFolder(options.run_dir)
+    try:
+        context = {"command": command, "policy": options.policy, "assets": str(assets.root), "workers": workers}
+        folder.open(specs, Protocol(simulation=simulation, policy=policy.facts), context | machine())
+        if missing := folder.missing():
+            videos = None
+            if options.videos != "none":
+                path = options.run_dir.resolve() / "videos"
+                videos = VideoOptions(options.videos, path, options.video_stride)  # type: ignore[arg-type]
+            setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos)
+            _run_missing(missing, folder, setup, workers, options.retries, progress)
+        result = summaries.summarize(folder)
+        folder.write_summary(result)
+    finally:
+        folder.close()
+    return result
+
+
+def _run_missing(
+    missing: Sequence[EpisodeSpec], folder: RunFolder, setup: Setup, workers: int, retries: int, progress: bool
+) -> None:
+    from tqdm import tqdm
+
+    with (
+        local_cluster(workers) as ray,
+        tqdm(total=len(missing), unit="episode", disable=not progress, file=sys.stderr) as bar,
+    ):
+        done: list[Record] = []
+
+        def on_record(record: Record) -> None:
+            folder.append(record)
+            done.append(record)
+            counts = summaries.tally(done)
+            bar.set_postfix({name: counts[name] for name in ("success", "failure", "error")})
+            bar.update()
+
+        Driver(ray=ray, setup=setup, workers=workers, retries=retries).run(missing, on_record)

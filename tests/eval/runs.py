@@ -1,0 +1,60 @@
+"""Run folders without a simulator: a manifest, a protocol and outcomes chosen by the test."""
+
+from eval.manifest import EpisodeSpec
+from eval.manifest import LayoutSpec
+from eval.protocol import Protocol
+from eval.results import RunFolder
+from eval.summary import summarize
+
+SIMULATION = {
+    "assets": {"kind": "real+standins", "sha256": "ab12"},
+    "renderer": "fast",
+    "image_size": 128,
+    "settle_steps": 10,
+    "versions": {"mujoco": "3.3.2", "robosuite": "1.4.0"},
+}
+NAMES = ("pick_up_the_alphabet_soup", "pick_up_the_milk")
+
+
+def specs(count, *, tasks=1, layout_seed=90000):
+    return [
+        EpisodeSpec(
+            benchmark="libero_moved",
+            suite="libero_object",
+            task=task,
+            task_name=NAMES[task],
+            prompt=NAMES[task].replace("_", " "),
+            max_steps=280,
+            layout=LayoutSpec("moved", layout_seed, index),
+        )
+        for task in range(tasks)
+        for index in range(count)
+    ]
+
+
+def protocol(label="policy", *, fingerprint="f0", simulation=None, **facts):
+    policy = {"kind": "checkpoint", "label": label, "fingerprint": fingerprint, "versions": {"jax": "0.10.2"}, **facts}
+    return Protocol(simulation={**SIMULATION, **(simulation or {})}, policy=policy)
+
+
+def record(spec, outcome, **more):
+    facts = {"id": spec.id, **spec.to_dict(), "outcome": outcome, "steps": 100, "looks": 13, "final_state": "00"}
+    seconds = {"reset": 1.0, "physics": 1.5, "rendering": 0.4, "policy": 0.1}
+    if outcome == "error":
+        facts |= {"reason": "RuntimeError: no", "error": "Traceback: no", "steps": 0, "looks": 0}
+        seconds = {}
+    return facts | {"seconds": seconds, "attempts": 1} | more
+
+
+def make_run(path, outcomes, *, tasks=1, layout_seed=90000, **protocol_facts):
+    """A finished run whose outcomes are spelled ``"SSFE"`` in the order of its episodes; ``.`` is missing."""
+    words = {"S": "success", "F": "failure", "E": "error"}
+    episodes = specs(len(outcomes) // tasks, tasks=tasks, layout_seed=layout_seed)
+    folder = RunFolder(path)
+    folder.open(episodes, protocol(**protocol_facts), {"command": "python -m eval run --policy x"})
+    for spec, letter in zip(episodes, outcomes, strict=True):
+        if letter != ".":
+            folder.append(record(spec, words[letter]))
+    folder.write_summary(summarize(folder))
+    folder.close()
+    return folder

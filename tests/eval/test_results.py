@@ -1,0 +1,142 @@
+"""The run folder: append-only, resumable, one protocol."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from eval.errors import EvaluationError
+from eval.results import RunFolder
+from eval.summary import lines
+from eval.summary import summarize
+from tests.eval import runs
+
+
+def opened(path, count=4, **facts):
+    folder = RunFolder(path)
+    folder.open(runs.specs(count), runs.protocol(**facts), {"command": "c"})
+    return folder
+
+
+def test_what_is_missing_shrinks_and_errors_are_tried_again(tmp_path):
+    specs = runs.specs(4)
+    folder = opened(tmp_path)
+    assert folder.missing() == specs
+    for spec, outcome in zip(specs, ("success", "error", "failure"), strict=False):
+        folder.append(runs.record(spec, outcome))
+    assert folder.missing() == [specs[1], specs[3]]
+    folder.append(runs.record(specs[1], "success"))
+    folder.close()
+    again = opened(tmp_path)
+    assert again.missing() == [specs[3]]
+    assert again.records()[specs[1].id]["outcome"] == "success"
+    assert len(again.attempts()) == 4
+
+
+def test_a_decided_episode_is_never_overturned(tmp_path):
+    (spec,) = runs.specs(1)
+    folder = opened(tmp_path, 1)
+    for outcome in ("failure", "success", "error"):
+        folder.append(runs.record(spec, outcome))
+    assert folder.records()[spec.id]["outcome"] == "failure"
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_line_cut_short_is_forgotten_and_written_again(tmp_path, cut):
+    specs = runs.specs(2)
+    folder = opened(tmp_path, 2)
+    for spec in specs:
+        folder.append(runs.record(spec, "success"))
+    folder.close()
+    path = tmp_path / "episodes.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert [r["id"] for r in RunFolder(tmp_path).attempts()] == [specs[0].id]
+    folder = opened(tmp_path, 2)
+    assert folder.missing() == [specs[1]]
+    folder.append(runs.record(specs[1], "failure"))
+    assert [r["outcome"] for r in folder.attempts()] == ["success", "failure"]
+
+
+def test_any_other_broken_line_is_named(tmp_path):
+    runs.make_run(tmp_path, "SSS")
+    path = tmp_path / "episodes.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[0], rows[1][:50], rows[2]]) + "\n")
+    with pytest.raises(EvaluationError, match=r"episodes.jsonl, line 2, is no episode record"):
+        RunFolder(tmp_path).records()
+
+
+def test_a_record_survives_the_death_of_its_writer(tmp_path):
+    """The writer is killed right after ``append`` returned."""
+    code = (
+        "import os, signal, sys; from eval.results import RunFolder; from tests.eval import runs\n"
+        f"folder = RunFolder({str(tmp_path)!r}); folder.open(runs.specs(2), runs.protocol(), dict())\n"
+        "folder.append(runs.record(runs.specs(2)[0], 'success')); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, cwd=os.getcwd())
+    assert result.returncode == -signal.SIGKILL
+    folder = opened(tmp_path, 2)
+    assert folder.missing() == [runs.specs(2)[1]]
+
+
+def test_other_protocols_and_other_episodes_are_refused(tmp_path):
+    opened(tmp_path).close()
+    with pytest.raises(EvaluationError, match=r"another protocol \(policy fingerprint: f1, not f0\); .* --run-dir"):
+        opened(tmp_path, fingerprint="f1")
+    with pytest.raises(EvaluationError, match=r"simulation versions.mujoco: 3.4.0, not 3.3.2"):
+        opened(tmp_path, simulation={"versions": {"mujoco": "3.4.0", "robosuite": "1.4.0"}})
+    with pytest.raises(EvaluationError, match="another list of episodes"):
+        opened(tmp_path, 5)
+    opened(tmp_path).close()
+
+
+def test_two_writers_are_refused(tmp_path):
+    folder = opened(tmp_path)
+    with pytest.raises(EvaluationError, match="being written by another evaluation"):
+        opened(tmp_path)
+    folder.close()
+    opened(tmp_path).close()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EvaluationError, match="cannot be written .* choose another folder"):
+        opened(tmp_path / "file" / "run")
+    with pytest.raises(EvaluationError, match=r"no evaluation run: it has no manifest.json"):
+        RunFolder(tmp_path).specs()
+
+
+def test_an_edited_manifest_is_noticed(tmp_path):
+    runs.make_run(tmp_path, "S")
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"max_steps": 280', '"max_steps": 500'))
+    with pytest.raises(EvaluationError, match="was edited"):
+        RunFolder(tmp_path).specs()
+
+
+def test_the_summary_keeps_errors_out_of_the_rate(tmp_path):
+    folder = runs.make_run(tmp_path, "SSSF" + "FE..", tasks=2)
+    summary = summarize(folder)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    counts = {key: summary[key] for key in ("success", "failure", "error", "episodes", "missing", "success_rate")}
+    assert counts == {"success": 3, "failure": 2, "error": 1, "episodes": 6, "missing": 2, "success_rate": 0.6}
+    assert summary["interval95"] == pytest.approx([0.2307, 0.8824], abs=1e-4)
+    assert [task["success_rate"] for task in summary["tasks"]] == [0.75, 0.0]
+    assert summary["timing"]["steps"] == 500
+    assert summary["timing"]["steps_per_second"] == pytest.approx(50)
+    assert summary["protocol"]["assets"] == "real+standins"
+    text = "\n".join(lines(summary))
+    assert "60% (3/5" in text
+    assert "ERRORS: 1" in text
+    assert "INCOMPLETE: 2" in text
+    assert "not comparable with published numbers" in text
+
+
+def test_a_run_without_a_decision_has_no_rate(tmp_path):
+    summary = summarize(runs.make_run(tmp_path, "EE"))
+    assert summary["success_rate"] is None
+    assert summary["interval95"] == [0, 1]
+    assert "no episode decided" in lines(summary)[0]
