@@ -1,6 +1,8 @@
 """One LIBERO task in MuJoCo: reset, step, look - and render only when asked."""
 
+import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -8,11 +10,15 @@ from typing import Literal
 import mujoco
 import numpy as np
 
+from pokevla_jax.sim import bddl
 from pokevla_jax.sim.assets import Assets
+from pokevla_jax.sim.errors import AssetError
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.rendering import CAMERAS
 from pokevla_jax.sim.rendering import Camera
 from pokevla_jax.sim.rendering import FastRenderer
+from pokevla_jax.sim.rendering import Renderer
+from pokevla_jax.sim.rendering import RobosuiteRenderer
 from pokevla_jax.sim.rendering import ViewFrame
 from pokevla_jax.sim.rendering import camera_geometry
 from pokevla_jax.sim.simplify import simplify_scene
@@ -25,14 +31,17 @@ SETTLE_ACTION = np.array([0.0] * 6 + [-1.0])
 """What every LIBERO evaluator sends while the objects come to rest: no motion, gripper open."""
 
 
+MAX_PLACEMENTS = 100
+
+
 class LiberoEnvironment:
     """One compiled LIBERO scene that can be reset, stepped at 20 Hz and looked at.
 
     Args:
         task: what to do and in which scene (``task.bddl_file``).
         assets: where the scene's meshes and textures are.
-        renderer: "robosuite" draws as published evaluations do (multisampled); "fast" draws with the settings of
-            ``rendering.FastRenderer``.
+        renderer: "robosuite" draws and observes as published evaluations do (multisampled, one physics step behind);
+            "fast" draws a simplified copy of the scene without multisampling. The physics is the same, bit by bit.
         image_size: side of the square policy images, pixels.
         hard_reset: recompile the scene on every reset, as published protocols do.
         seed: drives what a reset draws at random, anew at each reset.
@@ -55,43 +64,63 @@ class LiberoEnvironment:
         self.image_size = image_size
         self._hard_reset = hard_reset
         self._seed = seed
-        self._renderer: FastRenderer | None = None
+        self._renderer: Renderer | None = None
         self.sim_env = self._build(task.bddl_file)
         self.task = task
 
     def _build(self, bddl_file: Path) -> Any:
+        """robosuite's environment for the scene that the task file describes."""
+        bddl.parse(bddl_file)  # so that a broken file is answered in one sentence
         libero = import_libero(self.assets.root)
         import robosuite
         from libero.libero.envs import bddl_utils
 
         problem = bddl_utils.get_problem_info(str(bddl_file))["problem_name"]
-        np_state = np.random.get_state()
-        np.random.seed(self._seed)
         scene_class = libero.TASK_MAPPING[problem]
         if self.renderer_name == "fast":
             scene_class = _with_scene_filter(scene_class, simplify_scene)
         try:
-            env = scene_class(
-                bddl_file_name=str(bddl_file),
-                robots=["Panda"],
-                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-                gripper_types="default",
-                initialization_noise=None,
-                use_camera_obs=False,
-                has_renderer=False,
-                has_offscreen_renderer=self.renderer_name == "robosuite",
-                control_freq=20,
-                ignore_done=True,
-                hard_reset=self._hard_reset,
-                scene_xml=None,
-                scene_properties=None,
-            )
-        finally:
-            np.random.set_state(np_state)
+            with _seeded(self._seed):
+                env = scene_class(
+                    bddl_file_name=str(bddl_file),
+                    robots=["Panda"],
+                    controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
+                    gripper_types="default",
+                    initialization_noise=None,
+                    use_camera_obs=False,
+                    has_renderer=False,
+                    has_offscreen_renderer=self.renderer_name == "robosuite",
+                    control_freq=20,
+                    ignore_done=True,
+                    hard_reset=self._hard_reset,
+                )
+        except FileNotFoundError as error:
+            covers = "; the generated stand-ins cover libero_object only" if self.assets.kind == "standins" else ""
+            raise AssetError(f"{bddl_file.stem} needs {error.filename}, which is missing{covers}") from error
+        except ValueError as error:
+            if "Error opening file" not in str(error):
+                raise
+            raise AssetError(f"{bddl_file.stem} cannot be built ({str(error).splitlines()[0]})") from error
         # Nothing reads robosuite's observables (``proprio`` and ``render`` look at the simulator when asked), but each
         # of the 25 physics steps would update them, and a hard reset expects to find them.
         self._observables, env._observables = env._observables, {}
         return env
+
+    def set_task(self, task: TaskSpec) -> None:
+        """Asks for another task in the same compiled scene: instruction, mask and goal ("target in goal object") follow.
+
+        Raises:
+            SimulationError: if the scene lacks the target, or the goal object has no region to put things into.
+        """
+        for name in (task.target, task.goal_object):
+            self._require(name)
+        region = f"{task.goal_object}_contain_region"
+        if region not in self.sim_env.object_states_dict:
+            raise SimulationError(f"{task.goal_object} has no contain_region, so {task.target} cannot be put into it")
+        self.sim_env.parsed_problem["goal_state"] = [["in", task.target, region]]
+        self.sim_env.parsed_problem["obj_of_interest"] = list(task.objects_of_interest)
+        self.sim_env.obj_of_interest = list(task.objects_of_interest)
+        self.task = task
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -110,13 +139,11 @@ class LiberoEnvironment:
             sim_state: time, joint positions, joint velocities, as ``tasks.load_init_states`` and ``sim_state`` give.
             settle_steps: control steps without motion and with the gripper open, while objects come to rest.
         """
-        np_state = np.random.get_state()
-        np.random.seed(self._seed)
         self.sim_env._observables = self._observables
-        try:
-            self.sim_env.reset()
-        finally:
-            np.random.set_state(np_state)
+        if self._hard_reset:
+            import_libero(self.assets.root)  # another environment of this process may use other assets
+        with _seeded(self._seed):
+            self._reset_robosuite()
         self.sim_env._observables = {}
         for robot in self.sim_env.robots:
             # A soft reset keeps the gripper's ramp, so that the first closing would start where the last ended.
@@ -133,6 +160,18 @@ class LiberoEnvironment:
         for _ in range(settle_steps):
             self.step(SETTLE_ACTION)
 
+    def _reset_robosuite(self) -> None:
+        """robosuite's reset, tried again when random placement finds no room, as LIBERO does."""
+        from robosuite.utils.errors import RandomizationError
+
+        for _ in range(MAX_PLACEMENTS):
+            try:
+                self.sim_env.reset()
+                return
+            except RandomizationError:
+                continue
+        raise SimulationError(f"No collision-free placement for {self.task.name} in {MAX_PLACEMENTS} tries")
+
     def step(self, action: Float[np.ndarray, "7"]) -> bool:
         """Acts for one control step (50 ms) and returns whether the task's goal holds.
 
@@ -140,7 +179,14 @@ class LiberoEnvironment:
             action: translation (1 = 5 cm), rotation (1 = 0.5 rad), gripper (-1 open, +1 close), each in [-1, 1].
         """
         self.sim_env.step(np.asarray(action, np.float64))
-        return bool(self.sim_env._check_success())
+        success = bool(self.sim_env._check_success())
+        if self.renderer_name == "fast":
+            # robosuite's observations lag one physics step (2 ms) behind the joint positions. Here everything that is
+            # read follows from the state, so that pictures of stored states equal those taken live. Positions alone
+            # are recomputed: another solver call would change the accelerations that the next step starts from.
+            mujoco.mj_kinematics(self.model, self.data)
+            mujoco.mj_camlight(self.model, self.data)
+        return success
 
     def proprio(self) -> Float[np.ndarray, "8"]:
         """End-effector position (metres, world), axis-angle and the two finger positions, as LIBERO policies expect."""
@@ -164,8 +210,7 @@ class LiberoEnvironment:
 
     def object_position(self, name: str) -> Float[np.ndarray, "3"]:
         """Position of an object's body in the world, metres."""
-        if name not in self.sim_env.obj_body_id:
-            raise SimulationError(f"No object {name!r} in this scene; it has {', '.join(self.sim_env.obj_body_id)}")
+        self._require(name)
         return self.data.xpos[self.sim_env.obj_body_id[name]].copy()
 
     def base_from_world(self) -> Float[np.ndarray, "4 4"]:
@@ -180,8 +225,13 @@ class LiberoEnvironment:
     def render(self, view: str, *, rgb: bool = True, mask: bool = False, depth: bool = False) -> ViewFrame:
         """What one camera sees now; see ``rendering`` for the orientation."""
         geoms = self._interesting_geoms() if mask else None
+        if view not in CAMERAS:
+            raise SimulationError(f"Unknown view {view!r}; known: {', '.join(CAMERAS)}")
         if self._renderer is None:
-            self._renderer = FastRenderer(self.model, self.image_size)
+            fast = self.renderer_name == "fast"
+            self._renderer = (
+                FastRenderer(self.model, self.image_size) if fast else RobosuiteRenderer(self.sim_env.sim, self.image_size)
+            )
         return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, geoms=geoms, depth=depth)
 
     def camera(self, view: str) -> Camera:
@@ -193,9 +243,21 @@ class LiberoEnvironment:
         images = np.stack([self.render(view).rgb for view in VIEWS])
         return {"images": images, "state": self.proprio(), "prompt": self.task.language}
 
+    def _require(self, name: str) -> None:
+        if name not in self.sim_env.obj_body_id:
+            raise SimulationError(f"No object {name!r} in this scene; it has {', '.join(self.sim_env.obj_body_id)}")
+
     def _interesting_geoms(self) -> frozenset[int]:
         """Ids of all geoms that belong to the task's objects of interest."""
-        roots = {self.sim_env.obj_body_id[n] for n in self.task.objects_of_interest if n in self.sim_env.obj_body_id}
+        roots = set()
+        for name in self.task.objects_of_interest:
+            site = self.sim_env.object_sites_dict.get(name)
+            if name in self.sim_env.obj_body_id:
+                roots.add(self.sim_env.obj_body_id[name])
+            elif site is not None and getattr(site, "parent_name", None) in self.sim_env.obj_body_id:
+                # A region of an object (a drawer, a shelf): the moving part it is fixed to. Regions of the table or the
+                # floor have nothing of their own to see.
+                roots.add(self.model.site(name).bodyid[0])
         members = set()
         for body in range(self.model.nbody):
             # Parents come before children in MuJoCo's numbering.
@@ -209,6 +271,17 @@ class LiberoEnvironment:
             self._renderer.close()
             self._renderer = None
         self.sim_env.close()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds numpy's global generator, which robosuite draws from, and puts it back afterwards."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _with_scene_filter(scene_class: type, scene_filter: Callable[[str], str]) -> type:

@@ -6,6 +6,7 @@ intrinsics is negative; the extrinsics stay a rigid transform.
 """
 
 from dataclasses import dataclass
+from typing import Any
 from typing import Protocol
 
 import mujoco
@@ -101,7 +102,6 @@ class FastRenderer:
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._rect = mujoco.MjrRect(0, 0, size, size)
         self._size = size
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + model.nsite + 16)
         self._option = mujoco.MjvOption()
@@ -118,28 +118,73 @@ class FastRenderer:
         mujoco.mjv_updateScene(
             self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        colours = np.empty((self._size, self._size, 3), np.uint8)
-        zbuffer = np.empty((self._size, self._size), np.float32) if depth else None
-        mask = image = None
-        if rgb or (depth and geoms is None):
-            mujoco.mjr_render(self._rect, self._scene, self._context)
-            mujoco.mjr_readPixels(colours, zbuffer, self._rect, self._context)
-            image = np.ascontiguousarray(colours[::-1, ::-1]) if rgb else None
-        if geoms is not None:
-            mark_segments(self._scene, geoms)
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
-            mujoco.mjr_render(self._rect, self._scene, self._context)
-            mujoco.mjr_readPixels(colours, None if rgb else zbuffer, self._rect, self._context)
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
-            self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
-            mask = np.ascontiguousarray((colours[::-1, ::-1, 0] == 2).astype(np.uint8))
-        metres = None
-        if zbuffer is not None:
-            metres = np.ascontiguousarray(metric_depth(zbuffer, self._model)[::-1, ::-1])
-        return ViewFrame(image, mask, metres)
+        return draw(self._model, self._scene, self._context, self._size, rgb=rgb, geoms=geoms, depth=depth)
 
     def close(self) -> None:
         self._gl.make_current()
         self._context.free()
         self._gl.free()
+
+
+class RobosuiteRenderer:
+    """robosuite's own off-screen context (640 x 480, four samples per pixel): what published protocols use."""
+
+    def __init__(self, sim: Any, size: int):
+        self._sim = sim
+        self._size = size
+        self._offscreen = sim._render_context_offscreen
+
+    def render(
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+    ) -> ViewFrame:
+        offscreen = self._offscreen
+        # robosuite assumes that its context is the only one in the process.
+        offscreen.gl_ctx.make_current()
+        offscreen.cam.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        offscreen.cam.fixedcamid = self._sim.model.camera_name2id(camera)
+        model = self._sim.model._model
+        mujoco.mjv_updateScene(
+            model, data, offscreen.vopt, offscreen.pert, offscreen.cam, mujoco.mjtCatBit.mjCAT_ALL, offscreen.scn
+        )
+        return draw(model, offscreen.scn, offscreen.con, self._size, rgb=rgb, geoms=geoms, depth=depth)
+
+    def close(self) -> None:
+        """Nothing to free: the context belongs to robosuite's simulator."""
+
+
+def draw(
+    model: mujoco.MjModel,
+    scene: mujoco.MjvScene,
+    context: mujoco.MjrContext,
+    size: int,
+    *,
+    rgb: bool,
+    geoms: frozenset[int] | None,
+    depth: bool,
+) -> ViewFrame:
+    """Draws an updated scene into the current context: depth comes with the colours, the mask takes a second pass."""
+    rect = mujoco.MjrRect(0, 0, size, size)
+    colours = np.empty((size, size, 3), np.uint8)
+    zbuffer = np.empty((size, size), np.float32) if depth else None
+    image = mask = metres = None
+    if rgb or (depth and geoms is None):
+        mujoco.mjr_render(rect, scene, context)
+        mujoco.mjr_readPixels(colours, zbuffer, rect, context)
+        image = rotated(colours) if rgb else None
+    if geoms is not None:
+        mark_segments(scene, geoms)
+        scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        mujoco.mjr_render(rect, scene, context)
+        mujoco.mjr_readPixels(colours, None if rgb else zbuffer, rect, context)
+        scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
+        scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
+        mask = rotated((colours[..., 0] == 2).astype(np.uint8))
+    if zbuffer is not None:
+        metres = rotated(metric_depth(zbuffer, model))
+    return ViewFrame(image, mask, metres)
+
+
+def rotated(image: np.ndarray) -> np.ndarray:
+    """The frame buffer turned by 180 degrees, as a contiguous array."""
+    return np.ascontiguousarray(image[::-1, ::-1])

@@ -20,7 +20,7 @@ from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
 VERSION = "fast-v1"
-"""Names everything that decides the pixels of the fast renderer; raise it with any change below."""
+"""The fast renderer's name; raise it when the code below changes what is drawn."""
 
 # Faces kept: a fraction of the original, between a floor that keeps small parts closed and a ceiling per mesh.
 KEEP_FRACTION = 0.05
@@ -38,6 +38,16 @@ def cache_folder() -> Path:
     return Path(root) / "pokevla_jax"
 
 
+def settings() -> str:
+    """Name and hash of everything that decides the reduced files, for results and for the cache folder's name."""
+    import fast_simplification
+    import PIL
+
+    facts = (KEEP_FRACTION, MIN_FACES, MAX_FACES, AGGRESSIVENESS, CREASE, MAX_TEXTURE)
+    facts += (fast_simplification.__version__, PIL.__version__, mujoco.__version__)
+    return f"{VERSION}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
+
+
 def simplify_scene(xml: str) -> str:
     """The scene with its visual-only meshes and its textures replaced by reduced copies.
 
@@ -52,7 +62,7 @@ def simplify_scene(xml: str) -> str:
         for geom in root.iter("geom")
         if geom.get("contype", "1") != "0" or geom.get("conaffinity", "1") != "0"
     }
-    folder = cache_folder() / VERSION
+    folder = cache_folder() / settings()
     for mesh in asset.findall("mesh"):
         if mesh.get("name") in collides:
             continue

@@ -5,6 +5,7 @@ configuration file is missing and imports gymnasium for a vector environment nob
 imports torch, robosuite prints three warnings, and both decide for themselves which OpenGL back-end to load.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -31,8 +32,10 @@ def libero_package() -> Path:
 def choose_gl() -> str:
     """The OpenGL back-end in use: ``MUJOCO_GL`` if set, else EGL beside an NVIDIA driver, else software (OSMesa).
 
-    MuJoCo reads the variable once, at import, so this runs before it.
+    MuJoCo reads the variable once, at import, so this runs before it. The software driver then draws in the calling
+    thread (``LP_NUM_THREADS=0``): one simulator uses one core, and there are usually as many simulators as cores.
     """
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     return os.environ.setdefault("MUJOCO_GL", "egl" if Path("/dev/nvidiactl").exists() else "osmesa")
 
 
@@ -57,6 +60,7 @@ def import_libero(assets: Path) -> ModuleType:
         sys.modules["libero.libero.envs.venv"] = stand_in
     import libero.libero.envs
 
+    _free_contexts_quietly()
     return libero.libero.envs
 
 
@@ -84,6 +88,24 @@ def _configure(package: Path) -> None:
             del os.environ["LIBERO_CONFIG_PATH"]
         else:
             os.environ["LIBERO_CONFIG_PATH"] = previous
+
+
+def _free_contexts_quietly() -> None:
+    """Lets robosuite's render contexts be freed twice, or after OpenGL is gone, without a traceback per context.
+
+    Their ``__del__`` frees unconditionally, also when the interpreter has already torn OpenGL down at exit.
+    """
+    from robosuite.utils import binding_utils
+
+    original = binding_utils.MjRenderContext.__del__
+    if original.__module__ != binding_utils.__name__:
+        return
+
+    def free(self: object) -> None:
+        with contextlib.suppress(Exception):
+            original(self)
+
+    binding_utils.MjRenderContext.__del__ = free
 
 
 def package_versions() -> dict[str, str]:
