@@ -1,7 +1,7 @@
 """What every console command shares: loading ``--config``, overriding its keys, and one-sentence errors.
 
-A configuration is a Python file with ``get_config()`` or ``get_config(arg)``, given as ``FILE`` or ``FILE:arg``. Any key
-of it can be overridden with ``--config.some.key=value``; the value is read as the type the key already has.
+A configuration is a Python file with ``get_config()`` or ``get_config(arg)``, given as ``FILE`` or ``FILE:arg``. Any
+key of it can be overridden with ``--config.some.key=value``; the value is read as the type the key already has.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,3 +68,7 @@ def _column_table(name: str, column: ColumnStatistics) -> Table:
             note = f"near-constant: divided by {column.floor:g} instead"
         table.add_row(str(dim), *(f"{getattr(column, figure)[dim]:.4f}" for figure in figures), note)
     return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
