@@ -269,6 +269,8 @@ class Config:
     seed: int = 0
     log_every: int = 50
     eval_every: int = 1000
+    # Held-out batches per evaluation, evenly spread over all held-out samples; 0 takes every sample once.
+    eval_batches: int = 0
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """AdamW with warm-up and cosine decay, built over the trained part of the parameters alone."""
 
 import re
+from collections.abc import Mapping
 from collections.abc import Sequence
 from collections.abc import Set
 from typing import Any
@@ -73,23 +74,23 @@ def frozen_names(trainable: Any, patterns: Sequence[str]) -> frozenset[str]:
 
 def split(params: Params, frozen: Set[str]) -> tuple[Params, Params]:
     """``(trained, frozen)``: two nested dicts without each other's leaves; ``merge`` is the inverse."""
-    kept: Params = {}
-    changed: Params = {}
-    for name, leaf in flatten(params).items():
-        _insert(kept if name in frozen else changed, name, leaf)
-    return changed, kept
+    leaves = flatten(params)
+    trained = {name: leaf for name, leaf in leaves.items() if name not in frozen}
+    return unflatten(trained), unflatten({name: leaf for name, leaf in leaves.items() if name in frozen})
 
 
 def merge(trained: Params, frozen: Params) -> Params:
     """One nested dict with the leaves of both."""
-    merged: Params = {}
-    for name, leaf in sorted({**flatten(trained), **flatten(frozen)}.items()):
-        _insert(merged, name, leaf)
-    return merged
+    return unflatten({**flatten(trained), **flatten(frozen)})
 
 
-def _insert(tree: Params, name: str, leaf: Any) -> None:
-    *parents, last = name.split("/")
-    for key in parents:
-        tree = tree.setdefault(key, {})
-    tree[last] = leaf
+def unflatten(leaves: Mapping[str, Any]) -> Params:
+    """The nested dict whose ``sharding.flatten`` is ``leaves``."""
+    tree: Params = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from pokevla_jax.training.state import TrainState
 from pokevla_jax.typing import Batch
 
 
-def abstract_batch(spec: dict[str, Any], mesh: Mesh) -> Batch:
+def abstract_batch(spec: Mapping[str, Any], mesh: Mesh) -> Batch:
     """The batch of ``data.schema.batch_spec`` as ``ShapeDtypeStruct``s with their shardings."""
     placed = sharding.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placed) for name, array in spec.items()}

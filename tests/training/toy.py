@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pokevla_jax import config as config_lib
+from pokevla_jax.config import Config
+from pokevla_jax.models import presets
 from pokevla_jax.training.objective import Objective
+from pokevla_jax.training.objective import TrainData
 
 WIDTH = 16
 LAYERS = 2
@@ -82,10 +86,61 @@ def objective(noise=0.0):
 
 def batch(step, rows=BATCH):
     """Row counts of valid entries differ between micro-batches, so a mean of means would be seen."""
-    rng = np.random.default_rng((7, step))
+    rng = np.random.default_rng((7, step % 1000))
     x = rng.normal(size=(rows, 4)).astype(np.float32)
     mask = (rng.random(rows) < np.linspace(0.2, 1.0, rows)).astype(np.float32)
     return {"x": x, "y": np.sin(x[:, :3]).astype(np.float32), "mask": mask}
 
 
 SPEC = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in batch(0).items()}
+
+
+class Batches:
+    """``batch(step)`` for step = start, start + 1, …; the position is the step."""
+
+    def __init__(self, start):
+        self.step = start
+
+    def __next__(self):
+        self.step += 1
+        return batch(self.step - 1)
+
+    def get_state(self):
+        return {"step": self.step, "seed": 7}
+
+    def set_state(self, state):
+        if state["seed"] != 7:
+            raise ValueError(f"The saved data position has seed {state['seed']}, this run has 7")
+        self.step = state["step"]
+
+    def close(self):
+        pass
+
+
+def data(iterate=Batches):
+    """The toy problem's batches; two held-out ones."""
+    return TrainData(
+        spec=SPEC, iterate=iterate, holdout=lambda: [batch(-1), batch(-2)], assets={"statistics": {"mean": 0.5}}
+    )
+
+
+def config(**changes):
+    """A run of 12 steps; dotted keys are written with two underscores."""
+    values = config_lib.to_dict(Config(model=presets.tiny()))
+    defaults = {
+        "batch_size": BATCH,
+        "num_steps": 12,
+        "log_every": 2,
+        "eval_every": 4,
+        "mesh__data": 1,
+        "optimizer__warmup_steps": 2,
+        "optimizer__learning_rate": 0.01,
+        "checkpoint__every_steps": 3,
+    }
+    for key, value in (defaults | changes).items():
+        *groups, last = key.split("__")
+        group = values
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    return config_lib.from_dict(Config, values)

@@ -1,0 +1,157 @@
+"""Reading checkpoints: what a policy, an exporter or a new run needs of one, without any training code.
+
+A run's folder holds ``config.json``, ``metrics.jsonl``, ``best.json`` and ``checkpoints/<step>/`` with the items
+``params`` (what inference loads), ``train_state``, ``data`` and ``assets`` (configuration, statistics, tokenizer,
+versions): each step folder is sufficient by itself.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from typing import Literal
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from pokevla_jax import config as config_lib
+from pokevla_jax.config import Config
+from pokevla_jax.typing import Params
+
+CHECKPOINTS = "checkpoints"
+BEST = "best.json"
+ITEMS = ("params", "train_state", "data", "assets")
+
+Step = int | Literal["best"] | None
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another network; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What belongs to a network besides its parameters, as plain JSON types."""
+
+    statistics: Mapping[str, Any] | None
+    tokenizer_json: Mapping[str, Any] | None
+    versions: Mapping[str, str]
+    dataset: str = ""
+    step: int = 0
+
+
+def load_policy_checkpoint(
+    path: epath.PathLike, step: Step = None, *, preset: str | None = None, sharding: jax.sharding.Sharding | None = None
+) -> tuple[Config, Params, Assets]:
+    """Configuration, inference parameters and assets of a checkpoint.
+
+    Args:
+        path: a run's folder, its ``checkpoints`` folder, or one step's folder.
+        step: a step, ``"best"`` (the one with the least held-out action error), or None for the newest.
+        preset: refuse a checkpoint of another network.
+        sharding: where every parameter is placed; the default device if None.
+
+    Raises:
+        CheckpointError: in one sentence, when there is no such checkpoint, it is incomplete, or of another preset.
+    """
+    folder = resolve(path, step)
+    assets = _read_assets(folder)
+    try:
+        config = config_lib.from_dict(Config, assets["config"])
+    except config_lib.ConfigError as error:
+        raise CheckpointError(f"Checkpoint {folder} was written by another version of the project: {error}") from error
+    if preset is not None and config.model.preset != preset:
+        raise CheckpointError(
+            f"Checkpoint {folder} holds preset {config.model.preset!r}, not {preset!r}; give the checkpoint of a "
+            f"{preset!r} run, or the configuration of this one"
+        )
+    params = _read_params(folder, sharding)
+    return config, params, Assets(
+        statistics=assets.get("statistics"),
+        tokenizer_json=assets.get("tokenizer"),
+        versions=assets.get("versions", {}),
+        dataset=assets.get("dataset", ""),
+        step=int(folder.name),
+    )  # fmt: skip
+
+
+def resolve(path: epath.PathLike, step: Step = None) -> epath.Path:
+    """The folder of one step.
+
+    Raises:
+        CheckpointError: when there is none, naming the steps that exist.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise CheckpointError(f"Checkpoint {path} does not exist; give the folder of a training run or of one step")
+    if path.name.isdigit() and (path / "assets").exists():
+        if step not in (None, int(path.name)):
+            raise CheckpointError(f"{path} is step {path.name}, and step {step} was asked for; give the run's folder")
+        return path
+    run, folder = (path.parent, path) if path.name == CHECKPOINTS else (path, path / CHECKPOINTS)
+    steps = all_steps(folder)
+    if not steps:
+        raise CheckpointError(
+            f"{path} holds no checkpoint; is it a training run's folder, and has it saved a step yet?"
+        )
+    if step == "best":
+        best = read_best(run)
+        if best is None:
+            raise CheckpointError(f"{run} has no {BEST}: nothing was evaluated yet; give a step: {_listed(steps)}")
+        step = int(best["step"])
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise CheckpointError(f"{folder} has no step {step}; there are {_listed(steps)}")
+    return folder / str(step)
+
+
+def all_steps(folder: epath.PathLike) -> list[int]:
+    """Finished steps in a ``checkpoints`` folder, ascending; a save in progress has another name."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        return []
+    return sorted(int(child.name) for child in folder.iterdir() if re.fullmatch(r"\d+", child.name))
+
+
+def read_best(run: epath.PathLike) -> dict[str, Any] | None:
+    """``{"step", "metric"}`` of the run's best checkpoint, if it has one."""
+    path = epath.Path(run) / BEST
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps[-8:]))
+
+
+def _read_assets(folder: epath.Path) -> dict[str, Any]:
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            assets = reader.restore(folder / "assets")
+        assets["config"]
+        return assets
+    # Orbax answers a damaged item with many kinds of exceptions, depending on which file is affected.
+    except Exception as error:
+        raise CheckpointError(
+            f"Checkpoint {folder} has no readable assets ({_first_line(error)}); use another step"
+        ) from error
+
+
+def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Params:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            shapes = reader.metadata(folder / "params").item_metadata.tree
+            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+            return reader.restore(folder / "params", target)
+    except Exception as error:
+        raise CheckpointError(
+            f"Checkpoint {folder} is incomplete or damaged ({_first_line(error)}); use another step"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

@@ -1,0 +1,59 @@
+"""``pokevla-train``: trains what a configuration file describes, and continues where it was stopped.
+
+Exit status: 0 when all steps are done, 75 when SIGTERM or SIGINT stopped the run after a save (start the same command
+again to continue), 2 when something is wrong with the command line, the data or a checkpoint (one sentence says what).
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+from pokevla_jax.cli import flags
+
+EXAMPLES = (
+    "pokevla-train --config=configs/libero_object_quickstart.py --workdir=runs/a --config.data.path=data/moved",
+    "pokevla-train --config=configs/libero_object_small.py --workdir=runs/b --init-from=runs/a",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; the process's exit status."""
+    parser = flags.make_parser(__doc__.partition("\n")[0], EXAMPLES)
+    flags.add_config(parser)
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="folder of the run; an existing one is continued"
+    )
+    parser.add_argument("--init-from", metavar="CKPT", help="start a new run with the parameters of this checkpoint")
+    parser.add_argument("--cpu-devices", type=int, metavar="N", help="split the CPU into N devices (N <= cores)")
+    parser.add_argument("--explain", action="store_true", help="print how each parameter is sharded, and stop")
+    return flags.run(parser, _train, argv)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Orbax narrates every save through absl; what matters is said by the loop.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if arguments.cpu_devices:
+        # Read once, when JAX starts its backend: hence the imports below.
+        count = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+
+    from pokevla_jax import sharding
+    from pokevla_jax.training import loop
+    from pokevla_jax.training import stage2
+    from pokevla_jax.training.preemption import PREEMPTED
+
+    config = arguments.config
+    objective = stage2.make_objective(config.model)
+    if arguments.explain:
+        mesh = sharding.make_mesh(config.mesh)
+        placed = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
+        print(f"{sharding.describe(mesh)}\n{sharding.explain(objective.abstract_params, placed)}")
+        return 0
+    result = loop.train(config, arguments.workdir, objective, stage2.make_data(config), init_from=arguments.init_from)
+    return PREEMPTED if result.stopped_by else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

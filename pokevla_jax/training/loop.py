@@ -1,0 +1,228 @@
+"""The training loop: draw, step, log, evaluate, save — in an order that makes a restart exact."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+import pokevla_jax
+from pokevla_jax import config as config_lib
+from pokevla_jax import sharding
+from pokevla_jax.config import Config
+from pokevla_jax.training import init_from as init_from_lib
+from pokevla_jax.training import workdir as workdir_lib
+from pokevla_jax.training.checkpoint import Best
+from pokevla_jax.training.checkpoint import Checkpointer
+from pokevla_jax.training.metrics import Chrono
+from pokevla_jax.training.metrics import MetricsLog
+from pokevla_jax.training.metrics import Reporter
+from pokevla_jax.training.metrics import Window
+from pokevla_jax.training.objective import Objective
+from pokevla_jax.training.objective import TrainData
+from pokevla_jax.training.optimizer import make_optimizer
+from pokevla_jax.training.preemption import PreemptionGuard
+from pokevla_jax.training.state import StateFactory
+from pokevla_jax.training.state import TrainState
+from pokevla_jax.training.state import num_bytes
+from pokevla_jax.training.step import abstract_batch
+from pokevla_jax.training.step import make_eval_step
+from pokevla_jax.training.step import make_train_step
+from pokevla_jax.typing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    step: int
+    # The signal that stopped it early, after a save; None when all steps are done.
+    stopped_by: str | None
+    state: TrainState
+
+
+def train(
+    config: Config,
+    workdir: epath.PathLike,
+    objective: Objective,
+    data: TrainData,
+    *,
+    init_from: epath.PathLike | None = None,
+    reporter_class: type[Reporter] = Reporter,
+) -> Result:
+    """Trains to ``config.num_steps``, continuing what ``workdir`` holds.
+
+    Args:
+        config: the experiment.
+        workdir: folder of the run; created, or continued if it holds the same experiment.
+        objective: what is trained.
+        data: batches, whose order is a function of the step.
+        init_from: checkpoint whose parameters a *new* run starts with; a run that is continued ignores it.
+        reporter_class: writes to the console.
+
+    Raises:
+        ValueError: in one sentence, for a folder, mesh, batch size or checkpoint that cannot be used, and for a loss
+            that is not finite (naming the step).
+    """
+    workdir = workdir_lib.prepare(workdir, config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch_size(config.batch_size, config.optimizer.accumulation_steps, mesh)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    factory = StateFactory(objective, config.optimizer, optimizer, mesh)
+    workdir_lib.check_space(workdir, num_bytes(factory.abstract), config.checkpoint.keep_last + 1)
+
+    with PreemptionGuard() as guard:
+        checkpointer = Checkpointer(workdir, config.checkpoint, _assets(config, data))
+        restored = checkpointer.restore(factory.abstract)
+        start = restored.step if restored else 0
+        reporter = reporter_class(config.num_steps, start)
+        try:
+            reporter.say(_banner(config, mesh, factory, start))
+            if restored:
+                state, best = restored.state, restored.best
+            elif init_from is not None:
+                params, report = init_from_lib.load(init_from, config, objective)
+                reporter.say(report)
+                state, best = factory.from_params(params), None
+            else:
+                state, best = factory.initialize(config.seed), None
+            if start >= config.num_steps:
+                reporter.say(f"{workdir} is complete at step {start}")
+                return Result(start, None, state)
+            run = _Run(config, workdir, objective, data, mesh, factory, optimizer, checkpointer, reporter, guard)
+            return run.steps(state, start, restored.position if restored else None, best)
+        finally:
+            reporter.close()
+            checkpointer.close()
+
+
+class _Run:
+    """The compiled steps and the loop over them."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: epath.Path,
+        objective: Objective,
+        data: TrainData,
+        mesh: Mesh,
+        factory: StateFactory,
+        optimizer: Any,
+        checkpointer: Checkpointer,
+        reporter: Reporter,
+        guard: PreemptionGuard,
+    ):
+        self._config, self._workdir, self._data = config, workdir, data
+        self._criterion = objective.criterion
+        self._batch_sharding = sharding.batch_sharding(mesh)
+        self._checkpointer, self._reporter, self._guard = checkpointer, reporter, guard
+        batch = abstract_batch(data.spec, mesh)
+        start = time.perf_counter()
+        self._train_step = make_train_step(objective, config, optimizer, mesh, factory.abstract, batch)
+        self._eval_step = make_eval_step(objective, mesh, factory.abstract, batch)
+        reporter.say(f"compiled in {time.perf_counter() - start:.1f} s")
+
+    def steps(self, state: TrainState, start: int, position: Any, best: Best | None) -> Result:
+        """Steps ``start + 1`` to the last.
+
+        The order inside the loop must not change. A batch is drawn only after the step before it was saved, so that the
+        iterator's position and the state belong together; logging and evaluation come before the save, so that a
+        restart never repeats a line; the scalars are checked before the save, so that no diverged state is kept.
+        """
+        config, reporter = self._config, self._reporter
+        iterator = self._data.iterate(start)
+        if position is not None and iterator.get_state() != position:
+            iterator.set_state(position)
+        log, window, chrono = MetricsLog(self._workdir, start), Window(), Chrono()
+        in_flight: Any = None
+        stopped_by = None
+        try:
+            for step in range(start + 1, config.num_steps + 1):
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    batch = self._draw(iterator, in_flight, chrono)
+                    with jax.transfer_guard("disallow"):
+                        state, scalars = self._train_step(state, batch)
+                # One step runs while the next batch is made; more in flight would only hold memory.
+                jax.block_until_ready(in_flight)
+                in_flight = scalars
+                window.add(step, scalars)
+                reporter.advance(step)
+
+                last = step == config.num_steps
+                stopped_by = None if last else self._guard.requested(step)
+                improved = False
+                if step % config.log_every == 0 or last:
+                    count = len(window)
+                    values = window.flush() | chrono.lap(count, config.batch_size)
+                    log.write(step, "train", values)
+                    reporter.train(step, values)
+                    self._checkpointer.publish_best()
+                with chrono.pause():
+                    if step % config.eval_every == 0 or last:
+                        window.check()
+                        measures = self._evaluate(state)
+                        if measures:
+                            improved = best is None or measures[self._criterion] < best["metric"]
+                            best = {"step": step, "metric": measures[self._criterion]} if improved else best
+                            log.write(step, "holdout", measures)
+                            reporter.holdout(step, measures, best=improved)
+                    if step % config.checkpoint.every_steps == 0 or improved or last or stopped_by:
+                        window.check()
+                        self._checkpointer.save(step, state, iterator.get_state(), best)
+                if stopped_by:
+                    reporter.say(f"{stopped_by}: saved step {step}; start the same command again to continue")
+                    break
+        finally:
+            iterator.close()
+        return Result(step, stopped_by, state)
+
+    def _draw(self, iterator: Any, in_flight: Any, chrono: Chrono) -> Batch:
+        """The next batch on the devices."""
+        start = time.perf_counter()
+        batch = next(iterator)
+        # Making a batch costs nothing while the device is still busy with the step before.
+        if in_flight is None or in_flight["loss"].is_ready():
+            chrono.waited(time.perf_counter() - start)
+        return self._put(batch)
+
+    def _put(self, batch: Batch) -> Batch:
+        return {name: jax.make_array_from_process_local_data(self._batch_sharding, x) for name, x in batch.items()}
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """Means over the held-out samples; empty where none are held out."""
+        totals: dict[str, np.ndarray] = {}
+        for batch in self._data.holdout():
+            # Fetched batch by batch: float64 sums on the host do not depend on how many batches there are.
+            for name, pair in jax.device_get(self._eval_step(state, self._put(batch))).items():
+                totals[name] = totals.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+        return {name: float(total / max(count, 1.0)) for name, (total, count) in totals.items()}
+
+
+def _assets(config: Config, data: TrainData) -> dict[str, Any]:
+    """What makes a checkpoint sufficient by itself."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"python": platform.python_version(), "pokevla_jax": getattr(pokevla_jax, "__version__", "unknown")}
+    return json.loads(json.dumps({"config": config_lib.to_dict(config), "versions": versions, **data.assets}))
+
+
+def _banner(config: Config, mesh: Mesh, factory: StateFactory, start: int) -> str:
+    """The run in three lines: devices, parameters, batch."""
+    abstract = factory.abstract
+    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (abstract.trained, abstract.frozen))
+    accumulation = config.optimizer.accumulation_steps
+    shards = sharding.batch_shards(mesh)
+    rows = config.batch_size // shards // accumulation
+    return "\n".join([
+        f"process {jax.process_index()} of {jax.process_count()}, {sharding.describe(mesh)}",
+        f"preset {config.model.preset}: {trained / 1e6:.2f} M trained and {frozen / 1e6:.2f} M frozen parameters, "
+        f"train state {num_bytes(abstract) / 2**20:.1f} MiB over all devices",
+        f"batch {config.batch_size} = {rows} rows x {shards} parts x {accumulation} accumulation steps; "
+        f"{'continuing after' if start else 'starting at'} step {start} of {config.num_steps}, seed {config.seed}",
+    ])  # fmt: skip

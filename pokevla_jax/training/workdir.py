@@ -1,0 +1,97 @@
+"""The run's folder: writable, of this configuration, large enough; checked before any work."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from pokevla_jax import config as config_lib
+from pokevla_jax.config import Config
+
+CONFIG = "config.json"
+
+# What may change between restarts of one run: none of it alters what is computed, up to the order of summation.
+FREE_KEYS = (
+    "mesh", "checkpoint", "log_every", "eval_every", "eval_batches", "data.path", "data.num_workers", "data.prefetch",
+)  # fmt: skip
+
+
+class WorkdirError(ValueError):
+    """A run's folder that cannot be used; the message says why and what to do."""
+
+
+def prepare(path: epath.PathLike, config: Config) -> epath.Path:
+    """The run's folder, created, with ``config.json`` in it.
+
+    Raises:
+        WorkdirError: in one sentence, when it cannot be written or holds a run of another configuration.
+    """
+    workdir = epath.Path(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Every host writes checkpoints, so every host tries.
+        probe = workdir / f".writable-{jax.process_index()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise WorkdirError(
+            f"--workdir {path} cannot be written ({error.strerror or error}); give another folder"
+        ) from error
+    stored = workdir / CONFIG
+    values = config_lib.to_dict(config)
+    if stored.exists():
+        try:
+            before = json.loads(stored.read_text())
+        except json.JSONDecodeError as error:
+            raise WorkdirError(f"{stored} is not valid JSON ({error}); restore it or give another --workdir") from error
+        changed = [key for key in _differences(before, values) if not key.startswith(FREE_KEYS)]
+        if changed:
+            old, new = (_lookup(tree, changed[0]) for tree in (before, values))
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise WorkdirError(
+                f"--workdir {path} holds a run with config.{changed[0]} = {old!r}, not {new!r}{more}; give another "
+                "folder, or the configuration that it was started with"
+            )
+    if jax.process_index() == 0:
+        write_atomically(stored, json.dumps(values, indent=2) + "\n")
+    return workdir
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Replaces a file so that a kill leaves either the old or the new content."""
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def check_space(workdir: epath.Path, checkpoint_bytes: int, keep: int) -> None:
+    """Raises ``WorkdirError`` when a local disk cannot hold the checkpoints that are kept, before the first step."""
+    if "://" in str(workdir):
+        return
+    # One more than is kept: the new one is complete before the oldest goes.
+    needed, free = checkpoint_bytes * (keep + 1), shutil.disk_usage(workdir).free
+    if free < needed:
+        raise WorkdirError(
+            f"{workdir} has {free / 2**30:.1f} GiB free, and {keep + 1} checkpoints need {needed / 2**30:.1f} GiB; "
+            "free some space, or lower config.checkpoint.keep_last"
+        )
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ or that only one side has."""
+    for key in {**a, **b}:
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            yield from _differences(x, y, f"{prefix}{key}.")
+        elif x != y:
+            yield f"{prefix}{key}"
+
+
+def _lookup(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree

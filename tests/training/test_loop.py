@@ -1,0 +1,232 @@
+"""The loop: what it writes, and that a run which was stopped or killed ends where an undisturbed one does."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pokevla_jax import checkpoints
+from pokevla_jax.sharding import flatten
+from pokevla_jax.training import loop
+from pokevla_jax.training import metrics
+from pokevla_jax.training.checkpoint import DAMAGED
+from tests.training import toy
+
+MESH = {"mesh__data": 1, "mesh__replica": 8}  # the test process has eight devices
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """What the run prints."""
+    text = io.StringIO()
+    monkeypatch.setattr(metrics, "Console", lambda **arguments: Console(file=text, width=200, **arguments))
+    return text
+
+
+def train(workdir, data=None, objective=None, init_from=None, **changes):
+    config = toy.config(**{**MESH, **changes})
+    return loop.train(config, workdir, objective or toy.objective(0.1), data or toy.data(), init_from=init_from)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A complete run: its folder and its final state."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, train(workdir).state
+
+
+def same(a, b) -> bool:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def lines(workdir):
+    return [(line["step"], line["split"]) for line in metrics.read_metrics(workdir)]
+
+
+EXPECTED_LINES = sorted([(step, "train") for step in range(2, 13, 2)] + [(step, "holdout") for step in (4, 8, 12)])
+
+
+def test_metrics_hold_each_split_and_figure_once(undisturbed):
+    workdir, _ = undisturbed
+    assert sorted(lines(workdir)) == EXPECTED_LINES
+    train_line, holdout_line = metrics.read_metrics(workdir)[-2:]
+    figures = {"loss", "loss/fit", "learning_rate", "step_seconds", "data_wait_seconds", "samples_per_second"}
+    assert figures < train_line.keys()
+    assert np.isclose(train_line["samples_per_second"], toy.BATCH / train_line["step_seconds"], rtol=1e-4)
+    assert holdout_line.keys() == {"step", "split", "action_error"}
+
+
+def test_the_best_checkpoint_is_named_and_kept(undisturbed):
+    workdir, _ = undisturbed
+    errors = {x["step"]: x["action_error"] for x in metrics.read_metrics(workdir) if x["split"] == "holdout"}
+    best = checkpoints.read_best(workdir)
+    assert best["step"] == min(errors, key=errors.get)
+    steps = checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS)
+    assert best["step"] in steps
+    assert len(steps) <= 3  # the last two and the best
+
+
+def test_a_checkpoint_is_sufficient_by_itself(undisturbed):
+    workdir, state = undisturbed
+    for path in (workdir, workdir / "checkpoints", workdir / "checkpoints" / "12"):
+        config, params, assets = checkpoints.load_policy_checkpoint(path)
+        assert same(params, state.params)
+        assert config == toy.config(**MESH)
+        assert (assets.step, assets.statistics) == (12, {"mean": 0.5})
+        assert "jax" in assets.versions
+    with pytest.raises(checkpoints.CheckpointError, match="holds preset 'tiny', not 'pokevla'"):
+        checkpoints.load_policy_checkpoint(workdir, preset="pokevla")
+    with pytest.raises(checkpoints.CheckpointError, match="has no step 5; there are"):
+        checkpoints.load_policy_checkpoint(workdir, 5)
+    with pytest.raises(checkpoints.CheckpointError, match="does not exist"):
+        checkpoints.load_policy_checkpoint(workdir / "other")
+
+
+class StopAt(toy.Batches):
+    """Sends this process SIGTERM while the batch of step 8 is drawn."""
+
+    def __next__(self):
+        if self.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__next__()
+
+
+def test_sigterm_saves_and_the_continued_run_equals_an_undisturbed_one(tmp_path, console, undisturbed):
+    stopped = train(tmp_path, toy.data(StopAt))
+    assert (stopped.step, stopped.stopped_by) == (8, "SIGTERM")
+    assert "saved step 8" in console.getvalue()
+    assert checkpoints.all_steps(tmp_path / "checkpoints")[-1] == 8
+    finished = train(tmp_path)
+    assert same(finished.state, undisturbed[1])
+    assert sorted(lines(tmp_path)) == EXPECTED_LINES
+
+
+KILLED = """
+import os, signal, sys
+from tests.training import toy
+from pokevla_jax.training import loop
+
+class Killed(toy.Batches):
+    def __next__(self):
+        if self.step == {step}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__next__()
+
+loop.train(toy.config(**{mesh!r}), sys.argv[1], toy.objective(0.1), toy.data(Killed))
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_killed_process_continues_bit_for_bit(tmp_path, undisturbed):
+    step = int(np.random.default_rng().integers(4, 12))  # any step will do; a failure names it
+    program = KILLED.format(step=step, mesh=MESH)
+    killed = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    saved = checkpoints.all_steps(tmp_path / "checkpoints")
+    assert not saved or saved[-1] <= step
+    finished = train(tmp_path)
+    assert same(finished.state, undisturbed[1]), f"killed at step {step}, continued after {saved}"
+    assert sorted(lines(tmp_path)) == EXPECTED_LINES
+    assert checkpoints.read_best(tmp_path) == checkpoints.read_best(undisturbed[0])
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(step):
+    path = largest_file(step / "params")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(step):
+    path = largest_file(step / "params")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+def empty(step):
+    for path in step.rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, empty])
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_message(tmp_path, caplog, undisturbed, damage):
+    train(tmp_path, toy.data(StopAt))
+    damage(tmp_path / "checkpoints" / "8")
+    with pytest.raises(checkpoints.CheckpointError, match="use another step"):
+        checkpoints.load_policy_checkpoint(tmp_path)
+    finished = train(tmp_path)
+    assert "step 8 is incomplete or damaged and is skipped" in caplog.text
+    assert (tmp_path / DAMAGED / "8").exists()
+    assert same(finished.state, undisturbed[1])
+    assert sorted(lines(tmp_path)) == EXPECTED_LINES
+
+
+def test_a_diverged_run_names_the_step_and_keeps_no_such_state(tmp_path):
+    class Poisoned(toy.Batches):
+        def __next__(self):
+            batch = super().__next__()
+            return {**batch, "y": batch["y"] * np.float32("nan")} if self.step == 6 else batch
+
+    with pytest.raises(metrics.DivergedError, match="diverged at step 6: loss, loss/fit, grad_norm not finite"):
+        train(tmp_path, toy.data(Poisoned))
+    assert checkpoints.all_steps(tmp_path / "checkpoints")[-1] < 6
+
+
+def test_a_folder_of_another_run_or_without_permission_is_refused(tmp_path, undisturbed):
+    with pytest.raises(ValueError, match=r"holds a run with config\.optimizer\.learning_rate = 0\.01, not 0\.5;"):
+        train(undisturbed[0], optimizer__learning_rate=0.5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        train(tmp_path / "file" / "run")
+
+
+def test_a_complete_run_does_nothing(undisturbed, console):
+    workdir, state = undisturbed
+    before = (workdir / "metrics.jsonl").read_text()
+    assert same(train(workdir, log_every=1).state, state)
+    assert "complete at step 12" in console.getvalue()
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_init_from_loads_what_matches_and_says_so(tmp_path, console, undisturbed):
+    workdir, state = undisturbed
+    result = train(tmp_path / "new", init_from=workdir, num_steps=1, optimizer__learning_rate=0.0)
+    assert "(step 12): 5 of 5 parameters loaded" in console.getvalue()
+    assert same(result.state.params, state.params)
+    other = toy.objective()
+    shapes = {**other.abstract_params, "head": {"kernel": jax.ShapeDtypeStruct((16, 9), np.float32)}}
+    object.__setattr__(other, "abstract_params", shapes)
+    with pytest.raises(checkpoints.CheckpointError, match="head/kernel is 16x3 there and 16x9 here"):
+        train(tmp_path / "other", objective=other, init_from=workdir)
+
+
+def test_log_drops_what_lies_beyond_the_restored_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "split": "train"}\n{"step": 4, "split": "train"}\n{"step": 6, "sp')
+    metrics.MetricsLog(tmp_path, 2).write(4, "train", {"loss": float("inf")})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 2, "split": "train"},
+        {"step": 4, "split": "train", "loss": None},
+    ]
+
+
+def test_moving_average_is_what_inference_loads_and_both_are_restored(tmp_path):
+    whole = train(tmp_path / "a", optimizer__ema_decay=0.9).state
+    train(tmp_path / "b", toy.data(StopAt), optimizer__ema_decay=0.9)
+    assert same(train(tmp_path / "b", optimizer__ema_decay=0.9).state, whole)
+    _, params, _ = checkpoints.load_policy_checkpoint(tmp_path / "b")
+    assert flatten(params).keys() == flatten(whole.params).keys()
+    assert same(params, whole.inference_params)
+    assert not same(params, whole.params)
