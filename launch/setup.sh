@@ -35,19 +35,26 @@ setup::quietly() {
   setup::fail "'$*' failed; the end of $VENV/setup.log stands above"
 }
 
+# Installs Debian packages where that is possible, and otherwise says in one sentence what to install.
+setup::debian() {
+  local reason="$1"
+  shift
+  if [[ "$(id -u)" != 0 ]] || ! command -v apt-get >/dev/null; then
+    setup::fail "$reason; install it (Debian: sudo apt-get install -y $*) and run this again"
+  fi
+  setup::say "installing $*"
+  export DEBIAN_FRONTEND=noninteractive
+  setup::quietly apt-get update -qq
+  setup::quietly apt-get install -y -qq --no-install-recommends "$@"
+}
+
 # MuJoCo renders through EGL (with a GPU's driver) or OSMesa (without); neither comes with pip.
 setup::libraries() {
   [[ "$(uname -s)" == Linux ]] || return 0
-  local known packages=(libosmesa6 libegl1 libgles2 libgl1-mesa-dri)
+  local known
   known="$(PATH="$PATH:/sbin:/usr/sbin" ldconfig -p)"
   [[ "$known" == *libOSMesa.so* && "$known" == *libEGL.so.1* && "$known" == *libGLESv2.so.2* ]] && return
-  if [[ "$(id -u)" != 0 ]] || ! command -v apt-get >/dev/null; then
-    setup::fail "OpenGL libraries are missing; install them (Debian: sudo apt-get install -y ${packages[*]}) and run this again"
-  fi
-  setup::say "installing ${packages[*]}"
-  export DEBIAN_FRONTEND=noninteractive
-  setup::quietly apt-get update -qq
-  setup::quietly apt-get install -y -qq --no-install-recommends "${packages[@]}"
+  setup::debian "the OpenGL library to render with is missing" libosmesa6 libegl1 libgles2 libgl1-mesa-dri
 }
 
 setup::python() {
@@ -58,16 +65,18 @@ setup::python() {
       return
     fi
   done
-  setup::fail "no Python 3.11 to 3.13 found; install one (Debian: apt-get install python3 python3-venv), or name it in POKEVLA_PYTHON"
+  setup::fail "no Python 3.11 to 3.13 found; install one (Debian: apt-get install python3), or name it in POKEVLA_PYTHON"
 }
 
 setup::venv() {
-  [[ -x "$VENV/bin/python" ]] && return
+  [[ -x "$VENV/bin/pip" ]] && return
   local python
   python="$(setup::python)"
+  # Debian's Python comes without what makes a virtual environment.
+  "$python" -c 'import ensurepip' 2>/dev/null ||
+    setup::debian "Python's ensurepip is missing" "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
   setup::say "creating $VENV with $("$python" --version)"
-  "$python" -m venv "$VENV" >&2 ||
-    setup::fail "'$python -m venv $VENV' failed (see above); on Debian, apt-get install python3-venv, remove $VENV and run this again"
+  setup::quietly "$python" -m venv "$VENV"
 }
 
 # The CPU build by its full version, so that pip cannot choose the CUDA one and its gigabytes.
@@ -87,7 +96,6 @@ setup::packages() {
   wanted="$(cd "$PROJECT" && { echo "$PROJECT" pokevla_jax/cli/*.py && cat setup.py constraints.txt requirements*.txt; } |
     "$VENV/bin/python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
   [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
-  : >"$VENV/setup.log"
   setup::say "installing packages into $VENV (some minutes the first time; log: $VENV/setup.log)"
   local pip=("$VENV/bin/pip" install --disable-pip-version-check --progress-bar off -c "$PROJECT/constraints.txt")
   setup::torch
@@ -98,6 +106,7 @@ setup::packages() {
   setup::say "packages are in after $((SECONDS - start)) s"
 }
 
-setup::libraries
+mkdir -p "$VENV" 2>/dev/null || setup::fail "cannot write $VENV; name another folder in POKEVLA_VENV"
 setup::venv
+setup::libraries
 setup::packages
