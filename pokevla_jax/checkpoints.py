@@ -58,10 +58,7 @@ def load_policy_checkpoint(
     """
     folder = resolve(path, step)
     assets = _read_assets(folder)
-    try:
-        config = config_lib.from_dict(Config, assets["config"])
-    except config_lib.ConfigError as error:
-        raise CheckpointError(f"Checkpoint {folder} was written by another version of the project: {error}") from error
+    config = _config(folder, assets)
     if preset is not None and config.model.preset != preset:
         raise CheckpointError(
             f"Checkpoint {folder} holds preset {config.model.preset!r}, not {preset!r}; give the checkpoint of a "
@@ -75,6 +72,12 @@ def load_policy_checkpoint(
         dataset=assets.get("dataset", ""),
         step=int(folder.name),
     )  # fmt: skip
+
+
+def load_config(path: epath.PathLike, step: Step = None) -> Config:
+    """The configuration of a checkpoint, without its parameters; raises as ``load_policy_checkpoint`` does."""
+    folder = resolve(path, step)
+    return _config(folder, _read_assets(folder))
 
 
 def resolve(path: epath.PathLike, step: Step = None) -> epath.Path:
@@ -137,6 +140,13 @@ def _read_assets(folder: epath.Path) -> dict[str, Any]:
         raise CheckpointError(
             f"Checkpoint {folder} has no readable assets ({_first_line(error)}); use another step"
         ) from error
+
+
+def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
+    try:
+        return config_lib.from_dict(Config, assets["config"])
+    except config_lib.ConfigError as error:
+        raise CheckpointError(f"Checkpoint {folder} was written by another version of the project: {error}") from error
 
 
 def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Params:
