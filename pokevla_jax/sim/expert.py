@@ -121,10 +121,15 @@ class ScriptedExpert:
         )
 
 
+def grasp_height(target: Box) -> float:
+    """Height of the grip site when the fingers close: as low as the palm and the floor allow."""
+    return max(target.top - TOP_ABOVE_SITE, SITE_ABOVE_FLOOR)
+
+
 def _approach(hand: _Hand, target: Box, yaw: float, others: list[Box]) -> tuple[Float[np.ndarray, "3"], float]:
     """Where the hand goes to grasp, and the gripper: down a funnel onto the object, then close."""
     grasp = target.center.copy()
-    grasp[2] = max(target.top - TOP_ABOVE_SITE, SITE_ABOVE_FLOOR)
+    grasp[2] = grasp_height(target)
     along = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
     across = np.array([along[1], -along[0], 0.0])
     grasp += across * _sidestep(grasp, along, across, target, others)
