@@ -125,11 +125,10 @@ def _quantise(depth: np.ndarray) -> np.ndarray:
 
 def _decode(data: object, kind: str, what: str) -> np.ndarray:
     """Pixels of a JPEG (RGB) or PNG (as stored) whose header states a permitted size."""
-    size = (_jpeg_size if kind == "JPEG" else _png_size)(data) if isinstance(data, bytes) else None
-    if size is None:
+    if not isinstance(data, bytes) or (size := (_jpeg_size if kind == "JPEG" else _png_size)(data)) is None:
         raise DataError(f"holds no {kind} as {what}")
-    if not 0 < max(size) <= MAX_SIDE or min(size) < 1:
-        raise DataError(f"states {size[1]}x{size[0]} pixels for the {what}; at most {MAX_SIDE} a side are read")
+    if max(size) > MAX_SIDE or min(size) < 1:
+        raise DataError(f"states {size[1]}x{size[0]} pixels for the {what}; 1 to {MAX_SIDE} a side are read")
     flags = cv2.IMREAD_COLOR_RGB if kind == "JPEG" else cv2.IMREAD_UNCHANGED
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -141,9 +140,19 @@ def _decode(data: object, kind: str, what: str) -> np.ndarray:
 
 
 def _png_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) from the IHDR chunk."""
-    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+    """(height, width) from the IHDR chunk, if the file consists of the chunks that ``encode_frame`` writes.
+
+    OpenCV allocates what a chunk's length field claims, up to 4 GiB, before it looks at the file's end; and other
+    chunks (animations, profiles) would be code paths that no frame needs.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 24:
         return None
+    position = 8
+    while position < len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        position += 12 + length
+        if kind not in (b"IHDR", b"IDAT", b"IEND") or position > len(data):
+            return None
     width, height = struct.unpack(">II", data[16:24])
     return height, width
 

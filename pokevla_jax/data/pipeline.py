@@ -174,7 +174,7 @@ def holdout_batches(
     for start in range(0, limit, config.batch_size):
         places = start + process_index * local + np.arange(local)
         samples = [
-            training_sample(config, dataset, int(rows[min(place, limit - 1)]), statistics, tokenizer, None)
+            training_sample(config, dataset, int(rows[min(int(place), limit - 1)]), statistics, tokenizer, None)
             for place in places
         ]
         for place, sample in zip(places, samples, strict=True):

@@ -222,7 +222,9 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
         raise FileNotFoundError(
             f"Dataset folder {directory} holds no complete shard (*.parquet); record one with pokevla-record"
         )
-    headers, columns, infos = {}, {name: [] for name in (*COLUMNS, *INDICES, "shard")}, []
+    headers: dict[str, dict] = {}
+    infos: list[EpisodeInfo] = []
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, *INDICES, "shard")}
     for index, path in enumerate(paths):
         headers[path.stem], table = _read_shard(path, table=True)
         for name in (*COLUMNS, *INDICES):

@@ -71,7 +71,8 @@ def crop_image(image: UInt8[np.ndarray, "h w 3"], window: Window, size: int) -> 
 
 def crop_mask(mask: UInt8[np.ndarray, "h w"], window: Window, size: int) -> UInt8[np.ndarray, "m m"]:
     """1 where more than half of a cell of the window is covered by the mask; nothing lies beyond the border."""
-    cover = _resize((mask > 0).astype(np.uint8) * 255, size)
+    # An even maximum, so that exactly half is a whole number and stays unset.
+    cover = _resize((mask > 0).astype(np.uint8) * 254, size)
     return (_warp(cover, window, cv2.BORDER_CONSTANT) > 127).astype(np.uint8)
 
 
@@ -110,7 +111,7 @@ def jitter_colors(
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
     if not (augment.brightness or augment.contrast or augment.saturation or augment.hue):
         return image
-    pixels = image.astype(np.float32) * np.float32(1 / 255)
+    pixels: np.ndarray = image.astype(np.float32) * np.float32(1 / 255)
     if augment.brightness or augment.contrast:
         pixels += np.float32(brightness * augment.brightness)
         factor = np.float32(1 + contrast * augment.contrast)
