@@ -23,7 +23,7 @@ def local_cluster(workers: int) -> Iterator[ModuleType]:
     Raises:
         EvaluationError: when Ray cannot be started.
     """
-    os.environ["RAY_usage_stats_enabled"] = "0"
+    os.environ["RAY_usage_stats_enabled"] = "0"  # noqa: SIM112  (its name)
     # On Linux Ray listens on every network interface; this switch (named for the systems where it is off by default)
     # keeps it on loopback.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

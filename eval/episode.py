@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ class Rollout:
     success: bool = False
     steps: int = 0
     looks: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: {"physics": 0.0, "rendering": 0.0, "policy": 0.0})
     states: list[np.ndarray] = field(default_factory=list)
     final_state: str = ""
 
@@ -66,7 +65,7 @@ def run_episode(
         keep_states: keep the simulator states.
         render_every_step: also render after every step, as evaluators do that do not render on demand (for benchmarks).
     """
-    rollout = Rollout(seconds=Counter(physics=0.0, rendering=0.0, policy=0.0))
+    rollout = Rollout()
     agent.begin(environment, spec)
     if keep_states:
         rollout.states.append(environment.sim_state())

@@ -59,15 +59,16 @@ def mask_frames(folder: RunFolder, *, count: int = 4) -> list[dict[str, Any]]:
     index = folder.path / "masks" / "masks.json"
     if not index.exists():
         from pokevla_jax.policy import Policy
+        from pokevla_jax.sim.assets import resolve_assets
 
         protocol, context = folder.protocol(), folder.context()
         policy = Policy.load(context["policy"], step=protocol.policy["step"])
         simulation = protocol.simulation
         scenes = LiberoScenes(
-            assets=Path(context["assets"]),
-            renderer=simulation["renderer"],
+            assets=resolve_assets(context["assets"]),
+            renderer=simulation["renderer"].partition("-")[0],
             image_size=simulation["image_size"],
-            hard_reset=simulation["reset"] == "hard",
+            hard_reset=simulation["hard_reset"],
         )
         entries = draw_frames(policy, scenes, spread(folder.specs(), count), index.parent)
         index.write_text(json.dumps(entries, indent=1))

@@ -1,4 +1,4 @@
-"""``--policy``: a checkpoint folder, ``expert``, ``random`` or ``replay[:DATASET]``, resolved before anything starts."""
+"""``--policy``: a checkpoint folder, ``expert``, ``random`` or ``replay[:DATASET]``, resolved before anything runs."""
 
 import dataclasses
 import hashlib
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def resolve_policy(
     specs: Sequence[EpisodeSpec],
     scenes: Scenes,
     workers: int = 1,
-    step: int | str | None = None,
+    step: int | Literal["best"] | None = None,
     execute: int | None = None,
 ) -> PolicyChoice:
     """What ``name`` stands for.
@@ -158,17 +159,17 @@ class _Remember:
         return self.chunks[-1]
 
 
-def _checkpoint(name: str, *, workers: int, step: int | str | None, execute: int | None) -> PolicyChoice:
+def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, execute: int | None) -> PolicyChoice:
     path = Path(name)
     if not path.is_dir():
         raise EvaluationError(
-            f"--policy {name!r} is neither a folder nor one of expert, random, replay[:DATASET]; give the --workdir of a "
-            "training run"
+            f"--policy {name!r} is no folder, nor expert, random or replay[:DATASET]; give a training run's folder"
         )
     from pokevla_jax import checkpoints
 
-    step = checkpoints.resolve_step(path, step)
-    config = checkpoints.load_config(path)
+    folder = Path(checkpoints.resolve(path, step))
+    step = int(folder.name)
+    config = checkpoints.load_config(path, step)
     horizon = config.model.action_horizon
     if execute is not None and not 1 <= execute <= horizon:
         raise EvaluationError(f"--execute {execute}: the policy's chunks have {horizon} actions; give 1 to {horizon}")
@@ -178,7 +179,7 @@ def _checkpoint(name: str, *, workers: int, step: int | str | None, execute: int
         "preset": config.model.preset,
         "step": step,
         "seed": config.seed,
-        "fingerprint": folder_hash(path / "checkpoints" / str(step) / "params"),
+        "fingerprint": folder_hash(folder / "params"),
         "chunk": horizon,
         "execute": execute or horizon,
         "versions": versions(POLICY_PACKAGES),

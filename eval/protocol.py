@@ -13,9 +13,10 @@ from typing import Any
 
 import pokevla_jax
 from eval.manifest import digest
+from pokevla_jax.sim.assets import Assets
+from pokevla_jax.sim.versions import protocol_facts
 
 SETTLE_STEPS = 10
-SIMULATION_PACKAGES = ("mujoco", "robosuite", "bddl", "hf-libero", "numpy")
 POLICY_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -60,21 +61,11 @@ class Protocol:
         return lines
 
 
-def simulation_half(
-    *, assets_kind: str, assets_sha256: str, renderer: str, image_size: int, hard_reset: bool
-) -> dict[str, Any]:
-    """What decides physics and pixels."""
-    return {
-        "assets": {"kind": assets_kind, "sha256": assets_sha256},
-        "renderer": renderer,
-        "gl": os.environ.get("MUJOCO_GL", "default"),
-        "image_size": image_size,
-        "image_rotation_degrees": 180,
-        "reset": "hard" if hard_reset else "soft",
-        "settle_steps": SETTLE_STEPS,
-        "prompt": "clean",
-        "versions": {"pokevla_jax": pokevla_jax.__version__, **versions(SIMULATION_PACKAGES)},
-    }
+def simulation_half(assets: Assets, *, renderer: str, image_size: int, hard_reset: bool) -> dict[str, Any]:
+    """What decides physics and pixels: the simulator's facts and the evaluator's own choices."""
+    facts = protocol_facts(assets, renderer=renderer, image_size=image_size, hard_reset=hard_reset)
+    facts["versions"] = {"pokevla_jax": pokevla_jax.__version__, **facts["versions"]}
+    return facts | {"settle_steps": SETTLE_STEPS, "image_rotation_degrees": 180, "prompt": "clean"}
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -187,23 +187,21 @@ def warnings(all_sections: Sequence[Mapping[str, Any]]) -> list[str]:
     kinds = {section["protocol"]["assets"] for section in all_sections}
     if kinds != {"real"}:
         lines.append(
-            f"Stand-in assets ({', '.join(sorted(kinds - {'real'}))}): physics is LIBERO's, pixels are not. These rates "
-            "are not comparable with published numbers."
+            "Stand-in assets among the real ones: physics is LIBERO's, pixels are not. These rates are not comparable "
+            "with published numbers."
             if "standins" not in kinds
             else "Stand-in assets: shapes and pixels are this project's own. These rates are not comparable with "
             "published numbers."
         )
-    if any(section["protocol"]["renderer"] != "robosuite" for section in all_sections):
-        lines.append(
-            "Fast renderer and soft resets: the same pixels in training and test, but not the published protocol."
-        )
+    if not all(section["protocol"]["published"] for section in all_sections):
+        lines.append("Renderer, image size or resets differ from the published protocol (see the end of the page).")
     for section in all_sections:
         for group in section["groups"]:
             if group["error"]:
                 reasons = sorted({record["reason"] for record in group["errors"]})
                 lines.append(
-                    f"{group['label']}, {section['title']}: {group['error']} episodes ended in an error and are in no rate "
-                    f"({'; '.join(reasons[:3])})."
+                    f"{group['label']}, {section['title']}: {group['error']} episodes ended in an error and are in no "
+                    f"rate ({'; '.join(reasons[:3])})."
                 )
             if group["missing"]:
                 lines.append(f"{group['label']}, {section['title']}: {group['missing']} episodes were not run.")

@@ -80,7 +80,7 @@ def training_curves(runs: Sequence[Mapping[str, Any]]) -> str:
         return ""
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
         "font.size": 9,

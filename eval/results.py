@@ -44,7 +44,7 @@ class RunFolder:
         Args:
             specs: the episodes, in order.
             protocol: the conditions.
-            context: what a reader wants to know but no result depends on: the command, the policy's folder, the machine.
+            context: what no result depends on but a reader wants to know: command, policy folder, machine.
 
         Raises:
             EvaluationError: when the folder cannot be written, is in use, or holds another protocol or episode list.

@@ -139,28 +139,22 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
         EvaluationError: for bad input, before anything is simulated; SimulationError and AssetError likewise.
     """
     check_options(options)
-    # Rendering needs no display; the choice is part of the protocol, so it is made here and inherited by every process.
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
     specs = build_manifest(options)
     assets = resolve_assets(options.assets)
     robosuite = options.renderer == "robosuite"
     scenes = LiberoScenes(
-        assets=assets.root,
+        assets=assets,
         renderer=options.renderer,
         image_size=options.image_size or (256 if robosuite else 128),
         hard_reset=options.hard_reset or robosuite,
     )
     workers = min(options.workers or len(os.sched_getaffinity(0)), len(specs))
-    step = int(options.step) if options.step and options.step.isdecimal() else options.step
+    step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
     policy = resolve_policy(
         options.policy, specs=specs, scenes=scenes, workers=workers, step=step, execute=options.execute
     )
     simulation = simulation_half(
-        assets_kind=assets.kind,
-        assets_sha256=assets.sha256,
-        renderer=scenes.renderer,
-        image_size=scenes.image_size,
-        hard_reset=scenes.hard_reset,
+        assets, renderer=scenes.renderer, image_size=scenes.image_size, hard_reset=scenes.hard_reset
     )
     folder = RunFolder(options.run_dir)
     try:

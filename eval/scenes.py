@@ -1,12 +1,12 @@
 """Environments for episodes: which ones can share a compiled scene, and how each is brought to its start."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from typing import Protocol
 
 from eval.manifest import EpisodeSpec
 from eval.protocol import SETTLE_STEPS
+from pokevla_jax.sim.assets import Assets
 
 
 class Scenes(Protocol):
@@ -23,7 +23,7 @@ class Scenes(Protocol):
 class LiberoScenes:
     """LIBERO in MuJoCo, with stored initial states or sampled layouts."""
 
-    assets: Path
+    assets: Assets
     renderer: str
     image_size: int
     hard_reset: bool
@@ -32,14 +32,12 @@ class LiberoScenes:
         """Compiles the scene (3 to 5 s); its renderer is created with the first image."""
         from pokevla_jax.sim.layouts import make_environment
 
-        from pokevla_jax.sim.assets import resolve_assets
-
         kind = "stored" if spec.layout is None else spec.layout.kind
         return make_environment(
             spec.suite,
             spec.task,
             kind,
-            assets=resolve_assets(self.assets),
+            assets=self.assets,
             renderer=self.renderer,
             image_size=self.image_size,
             hard_reset=self.hard_reset,
@@ -50,7 +48,6 @@ class LiberoScenes:
         """Resets to the stored state or the layout; both settle before the first policy step."""
         from pokevla_jax.sim.layouts import apply_layout
         from pokevla_jax.sim.layouts import sample_layout
-
         from pokevla_jax.sim.tasks import load_init_states
         from pokevla_jax.sim.tasks import load_task
 
@@ -58,5 +55,6 @@ class LiberoScenes:
             states = load_init_states(load_task(spec.suite, spec.task))
             environment.reset(states[spec.init_state], settle_steps=SETTLE_STEPS)
         else:
-            layout = sample_layout(environment, spec.layout.kind, spec.layout.seed, spec.layout.index)
-            apply_layout(environment, layout)
+            sampled = spec.layout
+            layout = sample_layout(environment, sampled.kind, sampled.seed, sampled.index, task=spec.task)
+            apply_layout(environment, layout, settle_steps=SETTLE_STEPS)

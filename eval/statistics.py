@@ -87,9 +87,9 @@ def paired_difference(pairs: Pairs, confidence: float = 0.95) -> Interval:
     low_a, high_a = wilson(successes_a, n, confidence)
     low_b, high_b = wilson(successes_b, n, confidence)
 
-    product = pairs.both * pairs.neither - pairs.only_a * pairs.only_b
+    product = float(pairs.both * pairs.neither - pairs.only_a * pairs.only_b)
     if product > 0:
-        product = max(product - n / 2, 0)
+        product = max(product - n / 2, 0.0)
     margins = successes_a * (n - successes_a) * successes_b * (n - successes_b)
     phi = product / math.sqrt(margins) if margins else 0.0
 

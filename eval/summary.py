@@ -43,7 +43,6 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
             "hash": protocol.hash,
             "simulation_hash": protocol.simulation_hash,
             **protocol.simulation,
-            "assets": protocol.simulation["assets"]["kind"],
             "versions": {**protocol.policy.get("versions", {}), **protocol.simulation["versions"]},
         },
         "manifest": manifest_digest(specs),

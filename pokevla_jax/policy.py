@@ -92,7 +92,7 @@ class Policy:
     def load(
         cls,
         path: str | os.PathLike,
-        step: int | str | None = None,
+        step: checkpoints.Step = None,
         batch_size: int = 1,
         *,
         batch_sizes: Sequence[int] | None = None,
@@ -109,13 +109,15 @@ class Policy:
             FileNotFoundError, ValueError: one sentence, when there is no usable checkpoint.
         """
         config, params, assets = checkpoints.load_policy_checkpoint(path, step)
+        if assets.statistics is None or assets.tokenizer_json is None:
+            raise ValueError(f"Checkpoint {path} lacks statistics or tokenizer; it was not trained on robot data")
         return cls(
             config,
             params,
-            assets.statistics,
+            Statistics.from_json(assets.statistics),
             tokenizer_from_json(assets.tokenizer_json),
             batch_sizes=buckets(batch_size) if batch_sizes is None else batch_sizes,
-            metadata={"path": str(path), "versions": dict(assets.versions)},
+            metadata={"path": str(path), "step": assets.step, "versions": dict(assets.versions)},
         )
 
     @property

@@ -7,8 +7,10 @@ from eval.results import RunFolder
 from eval.summary import summarize
 
 SIMULATION = {
-    "assets": {"kind": "real+standins", "sha256": "ab12"},
-    "renderer": "fast",
+    "assets": "real+standins",
+    "assets_sha256": "ab12",
+    "renderer": "fast-v1",
+    "published": False,
     "image_size": 128,
     "settle_steps": 10,
     "versions": {"mujoco": "3.3.2", "robosuite": "1.4.0"},

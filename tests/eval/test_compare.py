@@ -37,7 +37,7 @@ def test_different_simulations_are_not_compared(tmp_path, capsys):
     runs.make_run(tmp_path / "b", "SF", simulation={"renderer": "robosuite"})
     assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     error = capsys.readouterr().err
-    assert "simulated differently (simulation renderer: fast, not robosuite)" in error
+    assert "simulated differently (simulation renderer: fast-v1, not robosuite)" in error
     assert error.count("\n") == 1
 
 

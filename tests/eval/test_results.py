@@ -103,7 +103,7 @@ def test_two_writers_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EvaluationError, match="cannot be written .* choose another folder"):
+    with pytest.raises(EvaluationError, match=r"cannot be written .* choose another folder"):
         opened(tmp_path / "file" / "run")
     with pytest.raises(EvaluationError, match=r"no evaluation run: it has no manifest.json"):
         RunFolder(tmp_path).specs()
