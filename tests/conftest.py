@@ -4,6 +4,7 @@ By default the fast tier runs: everything but the markers in ``OPTIONAL``. ``--a
 """
 
 import os
+from pathlib import Path
 
 # Both are read once, when JAX and MuJoCo are first imported. Without a GPU test asked for, a GPU stays untouched.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +14,11 @@ os.environ.setdefault("MUJOCO_GL", "osmesa")
 # A test that reaches for the network is a defect: the hub's libraries then fail at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Compiled programs are kept between runs, and shared by the processes of one run: most of a test's time is compilation.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "jax-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 
 import pytest
 
