@@ -131,15 +131,12 @@ def _listed(steps: list[int]) -> str:
 
 def _read_assets(folder: epath.Path) -> dict[str, Any]:
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            assets = reader.restore(folder / "assets")
+        assets = ocp.JsonCheckpointHandler().restore(folder / "assets")
         assets["config"]
         return assets
     # Orbax answers a damaged item with many kinds of exceptions, depending on which file is affected.
     except Exception as error:
-        raise CheckpointError(
-            f"Checkpoint {folder} has no readable assets ({_first_line(error)}); use another step"
-        ) from error
+        raise _damaged(folder, error) from error
 
 
 def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
@@ -151,17 +148,22 @@ def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
 
 def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Params:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    handler = ocp.StandardCheckpointHandler()
     try:
-        with ocp.StandardCheckpointer() as reader:
-            shapes = reader.metadata(folder / "params").item_metadata.tree
-            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-            return reader.restore(folder / "params", target)
+        shapes = handler.metadata(folder / "params").tree
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+        return handler.restore(folder / "params", args=ocp.args.StandardRestore(target))
     except Exception as error:
-        raise CheckpointError(
-            f"Checkpoint {folder} is incomplete or damaged ({_first_line(error)}); use another step"
-        ) from error
+        raise _damaged(folder, error) from error
+    finally:
+        handler.close()
 
 
-def _first_line(error: BaseException) -> str:
+def _damaged(folder: epath.Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"Checkpoint {folder} is incomplete or damaged ({first_line(error)}); use another step")
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and beginning of an error whose full text runs over many lines."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

@@ -131,7 +131,7 @@ class Checkpointer:
                 failure = ""
             # A damaged item makes Orbax, tensorstore or json raise almost anything.
             except Exception as error:
-                failure = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
+                failure = checkpoints.first_line(error)
             # Hosts read different parts: a step counts only where all of them could.
             if jax.process_count() > 1 and not multihost_utils.process_allgather(not failure).all():
                 failure = failure or "another host could not read it"

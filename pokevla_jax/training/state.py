@@ -66,7 +66,8 @@ class StateFactory:
 
     def from_params(self, params: Params) -> TrainState:
         """The state before the first step, with given parameters (float32 as they are trained)."""
-        return jax.jit(self._create, out_shardings=self.shardings)(params)
+        create = jax.jit(self._create, out_shardings=self.shardings)
+        return create(jax.device_put(params, self.param_shardings))
 
     def _create(self, params: Params) -> TrainState:
         trained, frozen = split(params, self._frozen)
