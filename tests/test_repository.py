@@ -1,5 +1,6 @@
 """The tree as a whole: sizes, paths, configurations, commands, markers."""
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pokevla_jax.cli import flags
+from tests.test_layering import IMPORTS
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACKED = [
@@ -75,3 +77,17 @@ def test_requirements_are_pinned():
     for file in ("requirements.txt", "requirements-sim.txt", "requirements-dev.txt"):
         lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
         assert [line for line in lines if line and "==" not in line] == []
+
+
+def test_every_imported_library_is_required():
+    """A library that only another one brings along can vanish with that one's next version."""
+    distributions = importlib.metadata.packages_distributions()
+    lines = "\n".join((ROOT / file).read_text() for file in ("requirements.txt", "requirements-sim.txt"))
+    required = {re.sub(r"[-_.]+", "-", line).lower() for line in re.findall(r"^([\w.-]+)==", lines, re.MULTILINE)}
+    imported = {found.target.split(".")[0] for found in IMPORTS} - sys.stdlib_module_names
+    missing = {}
+    for module in imported - {"pokevla_jax", "eval", "configs"}:
+        providers = {re.sub(r"[-_.]+", "-", provider).lower() for provider in distributions.get(module, [module])}
+        if not providers & required:
+            missing[module] = sorted(providers)
+    assert missing == {}
