@@ -12,6 +12,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -27,6 +28,12 @@ KEEP_FRACTION = 0.05
 MIN_FACES = 150
 MAX_FACES = 800
 AGGRESSIVENESS = 5.0
+# What a reduced surface may differ by: distance as a fraction of the mesh's size, and the part of its area beyond that.
+TOLERANCE = 0.01
+MAX_MISPLACED = 0.02
+# A mesh of several pieces keeps all its faces if it has few, or if the object is this long (metres).
+SMALL_MESH = 1000
+LARGE_OBJECT = 0.5
 # Cosine of the angle between faces above which an edge is drawn sharp.
 CREASE = 0.7
 MAX_TEXTURE = 512
@@ -43,7 +50,8 @@ def settings() -> str:
     import fast_simplification
     import PIL
 
-    facts = (KEEP_FRACTION, MIN_FACES, MAX_FACES, AGGRESSIVENESS, CREASE, MAX_TEXTURE)
+    facts: tuple[Any, ...] = (KEEP_FRACTION, MIN_FACES, MAX_FACES, AGGRESSIVENESS, TOLERANCE, MAX_MISPLACED, CREASE)
+    facts += (SMALL_MESH, LARGE_OBJECT, MAX_TEXTURE)
     facts += (fast_simplification.__version__, PIL.__version__, mujoco.__version__)
     return f"{VERSION}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:8]}"
 
@@ -105,22 +113,85 @@ def _reduced_texture(source: Path) -> bytes:
 
 def _reduced_mesh(source: Path, scale: str) -> bytes:
     """The mesh in MuJoCo's binary format, scaled, with few faces, creased normals and transferred texture."""
-    import fast_simplification
-
     corners, uv = _load_corners(source, scale)
     points, inverse = np.unique(np.round(corners.reshape(-1, 3), 6), axis=0, return_inverse=True)
     faces = _without_degenerate(inverse.reshape(-1, 3))
-    target = int(np.clip(KEEP_FRACTION * len(faces), MIN_FACES, MAX_FACES))
-    if len(faces) > target:
-        # Texture seams are ignored here, so that the surface stays closed, and the texture is put back afterwards.
-        # The library's error thresholds are absolute: at LIBERO's centimetres it would merge anything, so it gets
-        # every mesh at unit size.
-        size = np.linalg.norm(np.ptp(points, axis=0))
-        points, faces = fast_simplification.simplify(points / size, faces, target_count=target, agg=AGGRESSIVENESS)
-        points, faces = points * size, _without_degenerate(faces)
+    points, faces = _reduced_surface(points, faces)
     new_corners = points[faces]
     new_uv = None if uv is None else _transfer_texture(corners, uv, new_corners)
     return _write_msh(new_corners, _creased_normals(points, faces), new_uv)
+
+
+def _reduced_surface(
+    points: Float[np.ndarray, "n 3"], faces: Int[np.ndarray, "f 3"]
+) -> tuple[Float[np.ndarray, "m 3"], Int[np.ndarray, "g 3"]]:
+    """The surface with as few faces as still show it; unchanged if fewer would tear or turn parts of it over.
+
+    Texture seams are ignored, so that a closed surface stays closed; the texture is put back afterwards.
+    """
+    import fast_simplification
+
+    # The library's error thresholds are absolute: at LIBERO's centimetres it would merge anything, so it gets every
+    # mesh at unit size.
+    size = float(np.linalg.norm(np.ptp(points, axis=0)))
+    if _num_pieces(faces) > 1 and (len(faces) < SMALL_MESH or size > LARGE_OBJECT):
+        # Pieces that nearly touch (a table's top and its frame, a burner's rings) would show through each other.
+        return points, faces
+    target = int(np.clip(KEEP_FRACTION * len(faces), MIN_FACES, MAX_FACES))
+    while target < 0.7 * len(faces):
+        reduced, kept = fast_simplification.simplify(points / size, faces, target_count=target, agg=AGGRESSIVENESS)
+        kept = _without_degenerate(kept)
+        if len(kept) and misplaced_area((reduced, kept), (points / size, faces)) < MAX_MISPLACED:
+            return reduced * size, kept
+        target *= 2
+    return points, faces
+
+
+def _num_pieces(faces: Int[np.ndarray, "f 3"]) -> int:
+    """Connected pieces of a surface."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    vertices, index = np.unique(faces, return_inverse=True)
+    a, b, c = index.reshape(-1, 3).T
+    links = (np.ones(2 * len(a)), (np.concatenate([a, b]), np.concatenate([b, c])))
+    return int(connected_components(coo_matrix(links, shape=(len(vertices),) * 2), directed=False)[0])
+
+
+def misplaced_area(
+    first: tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "f 3"]],
+    second: tuple[Float[np.ndarray, "m 3"], Int[np.ndarray, "g 3"]],
+) -> float:
+    """The larger fraction of either surface that has none of the other nearby and facing the same way.
+
+    Estimated on random points; "nearby" is ``TOLERANCE`` of the mesh's size, which is 1 here.
+    """
+    from scipy.spatial import KDTree
+
+    fractions = []
+    for one, other in ((first, second), (second, first)):
+        places, normals, _ = _sample(one, 2000)
+        dense, dense_normals, spacing = _sample(other, 10000)
+        distance, index = KDTree(dense).query(places, k=8)
+        near = distance < TOLERANCE + 2.0 * spacing
+        same_side = np.einsum("id,ikd->ik", normals, dense_normals[index]) > 0.0
+        fractions.append(1.0 - float(np.mean((near & same_side).any(axis=1))))
+    return max(fractions)
+
+
+def _sample(
+    surface: tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, "f 3"]], count: int
+) -> tuple[Float[np.ndarray, "c 3"], Float[np.ndarray, "c 3"], float]:
+    """Points spread evenly over a surface, its normals there, and their typical distance."""
+    points, faces = surface
+    a, b, c = points[faces].transpose(1, 0, 2)
+    normal = np.cross(b - a, c - a)
+    area = np.linalg.norm(normal, axis=1)
+    rng = np.random.default_rng(0)
+    chosen = rng.choice(len(faces), count, p=area / area.sum())
+    weights = rng.dirichlet([1.0, 1.0, 1.0], count)
+    places = np.einsum("ik,ikd->id", weights, points[faces][chosen])
+    return places, normal[chosen] / area[chosen, None], float(np.sqrt(0.5 * area.sum() / count))
 
 
 def _load_corners(source: Path, scale: str) -> tuple[Float[np.ndarray, "f 3 3"], Float[np.ndarray, "f 3 2"] | None]:
