@@ -166,7 +166,7 @@ def pad_prompt(ids: Sequence[int], length: int, pad_id: int) -> tuple[Int[np.nda
 
 
 def _prompt(template: str, instruction: str) -> str:
-    return template.format(instruction=instruction.strip().lower()).lower()
+    return template.format(instruction=instruction.strip()).lower()
 
 
 def _checked_template(template: str) -> str:

@@ -99,6 +99,24 @@ def test_an_interrupted_shard_does_not_exist(tmp_path):
     assert len(open_dataset(tmp_path).episodes) == 1
 
 
+def test_a_crash_between_the_two_files_leaves_no_shard(tmp_path, monkeypatch):
+    renamed = []
+
+    def replace(source, target, *, real=os.replace):
+        if renamed:
+            raise OSError("power cut")
+        renamed.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="power cut"):
+            write_shard(tmp_path, "a", [synthetic.episode(0)])
+    assert not shard_exists(tmp_path, "a")
+    write_shard(tmp_path, "a", [synthetic.episode(0)])
+    assert len(open_dataset(tmp_path).episodes) == 1
+
+
 def test_a_shard_without_its_table_is_ignored_and_overwritten(folder):
     (folder / "shard-2.arrayrecord").write_bytes(b"left behind by a killed process")
     (folder / ".shard-2.parquet.99.tmp").write_bytes(b"the same")

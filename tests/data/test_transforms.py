@@ -50,6 +50,9 @@ def test_the_policy_sees_what_training_sees_without_augmentation(dataset, statis
         assert list(seen) == list(batch_spec(config, 1, train=False))
         for key, value in seen.items():
             np.testing.assert_array_equal(value, sample[key], err_msg=key)
+        plain = [crop_image(image, central_window(augment), 96) for image in observation(dataset, int(row))["images"]]
+        np.testing.assert_array_equal(seen["images"], plain)
+        np.testing.assert_array_equal(seen["proprio"], normalize(dataset.state[row], statistics.state))
 
 
 def test_nothing_is_resampled_where_nothing_changes(dataset):
@@ -63,6 +66,13 @@ def test_a_shift_moves_whole_pixels_exactly_and_repeats_the_border(dataset, x, y
     shifted = crop_image(image, Window(x / 128, y / 128, 1), 128)
     columns, rows = np.clip(np.arange(128) + x, 0, 127), np.clip(np.arange(128) + y, 0, 127)
     np.testing.assert_array_equal(shifted, image[rows][:, columns])
+
+
+def test_a_central_crop_is_symmetric():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    window = Window(0.25, 0.25, 0.5)
+    crop, mirrored = crop_image(image, window, 64), crop_image(np.ascontiguousarray(image[::-1, ::-1]), window, 64)
+    assert np.abs(crop[::-1, ::-1].astype(int) - mirrored).max() <= 2
 
 
 def test_windows_have_the_stated_area_and_stay_inside():
@@ -109,6 +119,12 @@ def test_points_lie_on_the_surfaces_that_the_window_shows(dataset, window, view)
     on_ball, on_table = (from_ball < 1e-3) & valid, (np.abs(points[..., 2]) < 1e-3) & valid
     assert (on_ball | on_table)[valid].all()
     assert on_ball.sum() >= 4
+    # Seen from the camera, each lies within half a source pixel of its patch's centre.
+    world_to_pixel = info.intrinsics[camera] @ np.linalg.inv(dataset.base_from_camera[row, camera])[:3]
+    u, v, depth = np.moveaxis(np.concatenate([points, np.ones((grid, grid, 1))], -1) @ world_to_pixel.T, -1, 0)
+    centres = (np.arange(grid) + 0.5) / grid * window.side
+    assert np.abs(u / depth - (window.x + centres) * 128)[valid].max() < 0.51
+    assert np.abs(v / depth - (window.y + centres)[:, None] * 128)[valid].max() < 0.51
     # Patches that show the ball are those whose centre the cropped mask covers, but for its rim.
     centre = (np.arange(grid) + 0.5) * 96 / grid
     mask = crop_mask(frame.masks[view], window, 96)[centre.astype(int)][:, centre.astype(int)]
