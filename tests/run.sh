@@ -7,6 +7,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh </dev/null
+if [[ -z "${QWEN_TOKENIZER+set}" && -d ../shared/data/qwen2.5_tokenizer ]]; then
+  export QWEN_TOKENIZER="$PWD/../shared/data/qwen2.5_tokenizer"
+fi
 export MUJOCO_GL="${MUJOCO_GL:-osmesa}"
 
 "$VENV/bin/ruff" check --quiet .
