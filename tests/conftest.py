@@ -1,4 +1,4 @@
-"""What all tests share: eight virtual CPU devices, software rendering, markers, fixtures.
+"""What all tests share: eight virtual CPU devices, software rendering, markers, no network.
 
 By default the fast tier runs: everything but the markers in ``OPTIONAL``. ``--all`` or an own ``-m`` runs more.
 """
@@ -21,8 +21,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 
 import pytest
-
-from pokevla_jax import config as config_lib
 
 OPTIONAL = ("slow", "full_size", "tpu_compiler", "gpu")
 
@@ -49,19 +47,3 @@ def _needs_gpu(request):
 
         if jax.default_backend() != "gpu":
             pytest.skip("needs a CUDA device: run with JAX_PLATFORMS=cuda on a machine that has one")
-
-
-@pytest.fixture(scope="session")
-def tiny_config() -> config_lib.Config:
-    """One experiment around the tiny preset, small enough to compile in a test."""
-    from pokevla_jax.models import presets
-
-    return config_lib.Config(model=presets.tiny(), batch_size=8, num_steps=4)
-
-
-@pytest.fixture(scope="session")
-def libero_assets():
-    """The assets that the simulator's tests use: the given ones, otherwise the project's own stand-ins."""
-    from pokevla_jax.sim.assets import resolve_assets
-
-    return resolve_assets()
