@@ -5,17 +5,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pokevla_jax.models.layers import multiply
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 
 
 class Source(NamedTuple):
-    """What queries attend to. ``gain`` multiplies the logits: 0 makes the attention over this source uniform."""
+    """What queries attend to.
+
+    ``gain`` multiplies the logits (0 makes the attention over this source uniform), ``bias`` is added to them.
+    """
 
     keys: Float[Array, "b z g k"]
     values: Float[Array, "b z g k"]
     gain: Float[Array, ""] | None = None
+    bias: Float[Array, "b h s z"] | None = None
 
 
 def attend(
@@ -37,7 +42,11 @@ def attend(
     logits = []
     for source in sources:
         logit = jnp.einsum("bsgrk,bzgk->bgrsz", q, source.keys, preferred_element_type=jnp.float32)
-        logits.append(logit if source.gain is None else logit * source.gain)
+        if source.gain is not None:
+            logit = multiply(logit, source.gain)
+        if source.bias is not None:
+            logit = logit + source.bias.reshape(logit.shape)
+        logits.append(logit)
     joined = logits[0] if len(logits) == 1 else jnp.concatenate(logits, axis=-1)
     if mask is not None:
         joined = jnp.where(mask[:, None, None], joined, jnp.finfo(jnp.float32).min)

@@ -1,10 +1,10 @@
-"""The few convolutions of the mask branch, each written as a matrix product over channels-last maps.
+"""The few convolutions of the mask branch, over channels-last maps.
 
-A convolution whose stride equals its kernel is a reshape and a matrix product, forwards and backwards, on every
-backend; XLA's CPU backend would run the convolution's gradients far slower.
+One whose stride equals its kernel is a reshape and a matrix product: XLA's CPU backend would run the gradients of a
+strided convolution far slower, and other backends do not care.
 """
 
-import jax.numpy as jnp
+import jax
 from flax import nnx
 
 from pokevla_jax.models.layers import ZEROS
@@ -55,9 +55,6 @@ class Conv3x3(nnx.Module):
         self.bias = parameter(ZEROS, (outputs,), ("embed",)) if use_bias else None
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
-        h, w = x.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-        kernel = self.kernel.astype(x.dtype)
-        y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, self.kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=layout)
         return y if self.bias is None else add_bias(y, self.bias[...])

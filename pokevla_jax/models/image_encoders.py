@@ -3,15 +3,27 @@
 ``SmallEncoder`` is trained with the rest, at sizes that two cores can pay. ``SamEncoder`` is SAM's ViT (frozen).
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Source
+from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import Conv3x3
 from pokevla_jax.models.convolution import PatchConv
+from pokevla_jax.models.layers import MLP
+from pokevla_jax.models.layers import TOKEN
+from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.models.layers import LayerNorm
+from pokevla_jax.models.layers import Linear
+from pokevla_jax.models.layers import add_bias
 from pokevla_jax.models.layers import gelu
+from pokevla_jax.models.layers import parameter
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import UInt8
@@ -44,8 +56,117 @@ class SmallEncoder(nnx.Module):
         return self.norm3(x + self.conv3(gelu(x)))
 
 
+class SamSize(NamedTuple):
+    """A SAM image encoder: ``num_groups`` times ``num_windowed`` windowed blocks and a global one."""
+
+    width: int
+    num_heads: int
+    num_groups: int
+    num_windowed: int
+    window: int = 14
+    patch_size: int = 16
+
+
+SAM_SIZES = {"vit_b": SamSize(768, 12, 4, 2), "vit_h": SamSize(1280, 16, 4, 7)}
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+
+
+class SamAttention(nnx.Module):
+    """Self-attention over a ``side`` x ``side`` map with decomposed relative positions."""
+
+    def __init__(self, size: SamSize, side: int):
+        heads = (size.num_heads, size.width // size.num_heads)
+        self.side = side
+        self.qkv = Linear(size.width, (3, *heads), axes=("embed", None, "heads", "head_dim"))
+        self.proj = Linear(heads, size.width, axes=("heads", "head_dim", "embed"))
+        self.rel_pos_h = parameter(ZEROS, (2 * side - 1, heads[1]), (None, "head_dim"))
+        self.rel_pos_w = parameter(ZEROS, (2 * side - 1, heads[1]), (None, "head_dim"))
+
+    def __call__(self, x: Float[Array, "b side side d"]) -> Float[Array, "b side side d"]:
+        b, side = x.shape[0], self.side
+        q, k, v = jnp.unstack(self.qkv(x.reshape(b, side * side, -1)), axis=2)
+        # Offset of every query from every key along one side, as a row of the tables.
+        offsets = jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1
+        grid = q.reshape(b, side, side, *q.shape[2:])
+        rows = jnp.einsum("byxhk,yzk->bhyxz", grid, self.rel_pos_h[...].astype(x.dtype)[offsets])
+        columns = jnp.einsum("byxhk,xzk->bhyxz", grid, self.rel_pos_w[...].astype(x.dtype)[offsets])
+        bias = (rows[..., :, None] + columns[..., None, :]).reshape(b, -1, side * side, side * side)
+        return self.proj(attend(q, Source(k, v, bias=bias))).reshape(x.shape)
+
+
+class SamBlock(nnx.Module):
+    """A pre-norm block whose attention sees the whole map or, with a window, one window of it."""
+
+    def __init__(self, size: SamSize, grid: int, *, windowed: bool):
+        self.grid, self.window = grid, size.window if windowed else None
+        self.norm1 = LayerNorm(size.width)
+        self.attention = SamAttention(size, size.window if windowed else grid)
+        self.norm2 = LayerNorm(size.width)
+        self.mlp = MLP(size.width, 4 * size.width, size.width)
+
+    def __call__(self, x: Float[Array, "b g g d"]) -> Float[Array, "b g g d"]:
+        y = self.norm1(x)
+        y = self.attention(y) if self.window is None else self._in_windows(y, self.window)
+        x = x + y
+        return x + self.mlp(self.norm2(x))
+
+    def _in_windows(self, x: Float[Array, "b g g d"], window: int) -> Float[Array, "b g g d"]:
+        # The map is padded to whole windows with zeros, which SAM's windows attend to like anything else.
+        b, grid, _, d = x.shape
+        count = -(-grid // window)
+        pad = count * window - grid
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, pad), (0, 0)))
+        x = x.reshape(b, count, window, count, window, d).transpose(0, 1, 3, 2, 4, 5)
+        x = self.attention(x.reshape(-1, window, window, d))
+        x = x.reshape(b, count, count, window, window, d).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(b, count * window, count * window, d)[:, :grid, :grid]
+
+
+class SamGroup(nnx.Module):
+    """Windowed blocks, then a global one."""
+
+    def __init__(self, size: SamSize, grid: int):
+        self.windowed = stacking.stack(lambda: SamBlock(size, grid, windowed=True), size.num_windowed)
+        self.full = SamBlock(size, grid, windowed=False)
+
+    def __call__(self, x: Float[Array, "b g g d"]) -> Float[Array, "b g g d"]:
+        return self.full(stacking.scan(self.windowed, x)[0])
+
+
+class SamViT(nnx.Module):
+    """SAM's image encoder on normalised images: ViT and neck. Source: facebookresearch/segment-anything."""
+
+    def __init__(self, size: SamSize, grid: int, outputs: int):
+        self.patch_embed = PatchConv(3, size.width, size.patch_size)
+        self.pos_embed = parameter(TOKEN, (grid, grid, size.width), (None, None, "embed"))
+        self.groups = stacking.stack(lambda: SamGroup(size, grid), size.num_groups)
+        self.neck1 = Linear(size.width, outputs, axes=("embed", None), use_bias=False)
+        self.neck_norm1 = LayerNorm(outputs)
+        self.neck2 = Conv3x3(outputs, outputs, use_bias=False)
+        self.neck_norm2 = LayerNorm(outputs)
+
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b g g d"]:
+        x = add_bias(self.patch_embed(x), self.pos_embed[...])
+        x, _ = stacking.scan(self.groups, x)
+        return self.neck_norm2(self.neck2(self.neck_norm1(self.neck1(x))))
+
+
 class SamEncoder(nnx.Module):
-    """SAM's ViT image encoder."""
+    """SAM's frozen encoder on the model's images, scaled up to the size whose patches make the feature grid.
+
+    At SAM's own size (``feature_grid`` 64) that is 1024 pixels; a smaller grid keeps the weights and takes position
+    embeddings interpolated at import.
+    """
 
     def __init__(self, config: ModelConfig):
-        raise ConfigError("config.model.segmentation.image_encoder 'sam' is not built yet; use 'small'")
+        seg = config.segmentation
+        size = SAM_SIZES[seg.sam_variant]
+        self.dtype, self.image_size = jnp.dtype(config.dtype), seg.feature_grid * size.patch_size
+        self.vit = SamViT(size, seg.feature_grid, seg.decoder_dim)
+
+    def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b g g d"]:
+        shape = (images.shape[0], self.image_size, self.image_size, 3)
+        x = jax.image.resize(images.astype(jnp.float32), shape, "bilinear")
+        x = (x - jnp.array(SAM_MEAN, jnp.float32)) / jnp.array(SAM_STD, jnp.float32)
+        return self.vit(x.astype(self.dtype))

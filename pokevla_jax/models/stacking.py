@@ -99,6 +99,18 @@ def initialize(config: ModelConfig, key: Array) -> Params:
     return tree
 
 
+def draw(module: nnx.Module, key: Array) -> Params:
+    """Fresh values for the parameters of any module."""
+    _, state = nnx.split(module)
+    inits = nnx.to_pure_dict(_map_variables(lambda variable: variable.get_metadata()["init"], state))
+    return _draw(key, nnx.to_pure_dict(state), inits)
+
+
+def fill(module: nnx.Module, params: Params) -> Any:
+    """``module`` with values: its arrays are those of ``params``."""
+    return nnx.merge(nnx.graphdef(module), params)
+
+
 def _draw(key: Array, shapes: Params, inits: Params) -> Params:
     """Values for one part."""
     shapes, treedef = jax.tree.flatten(shapes)
@@ -147,9 +159,12 @@ def bind(config: ModelConfig, params: Params) -> Any:
     return nnx.merge(_abstract(config)[0], params)
 
 
+def _map_variables(function: Callable[[nnx.Variable], Any], state: Any) -> Any:
+    return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 def _per_variable(config: ModelConfig, function: Callable[[nnx.Variable], Any]) -> Params:
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-    return nnx.to_pure_dict(jax.tree.map(function, _abstract(config)[1], is_leaf=is_variable))
+    return nnx.to_pure_dict(_map_variables(function, _abstract(config)[1]))
 
 
 @functools.lru_cache(maxsize=16)
