@@ -23,13 +23,13 @@ ROTATION_GAIN = 1.5
 # Half the width that fits between the opened fingers with a millimetre or two to spare.
 MAX_HALF_WIDTH = 0.037
 FINGER_OPENING = 0.0385
-# The palm is 35 mm above the grip site and the finger tips 12 mm below it: an object's top may be this far above the
+# The palm is 31 mm above the grip site and the finger tips 9 mm below it: an object's top may be this far above the
 # site, and the site this far above the floor.
 TOP_ABOVE_SITE = 0.029
 SITE_ABOVE_FLOOR = 0.0125
 # The palm is a bar over the fingers: half its length and width, and the height of its underside above the grip site.
 PALM_HALF = (0.106, 0.032)
-PALM_ABOVE_SITE = 0.026
+PALM_ABOVE_SITE = 0.031
 # A grasp may be this far off the object's middle, to keep the palm off a tall neighbour.
 MAX_SIDESTEP = 0.022
 # Grip site's height while travelling with open fingers: finger tips above the tallest object (147 mm).
@@ -77,9 +77,7 @@ class ScriptedExpert:
         if hand.holding:
             goal, gripper = _carry(hand, target, basket)
         elif np.abs(target.center - basket.center)[:2].max() < 0.06 and target.center[2] < RELEASE_HEIGHT + 0.02:
-            # It lies in the basket, or falls into it: open, then rise.
-            goal, gripper = hand.position.copy(), OPEN
-            goal[2] += (HOVER + 0.05 - goal[2]) * (hand.opening > 0.9)
+            goal, gripper = _leave(hand, target), OPEN
         else:
             others = [self._box(n) for n in self._environment.sim_env.obj_body_id if n != task.target]
             goal, gripper = _approach(hand, target, yaw, others)
@@ -192,6 +190,15 @@ def _carry(hand: _Hand, target: Box, basket: Box) -> tuple[Float[np.ndarray, "3"
     goal = hand.position + np.append(offset * max(clear, inside), center_height - target.center[2])
     arrived = distance < 0.03 and target.center[2] < RELEASE_HEIGHT + 0.01
     return goal, OPEN if arrived else CLOSE
+
+
+def _leave(hand: _Hand, target: Box) -> Float[np.ndarray, "3"]:
+    """Where the hand goes once the object is let go over the basket: up when it has fallen out of the fingers.
+
+    A carton's roof can catch on a finger pad: as long as it has not fallen, the hand sinks, which sets it down.
+    """
+    fallen = target.top < hand.position[2]
+    return hand.position + np.array([0.0, 0.0, HOVER + 0.05 - hand.position[2] if fallen else -0.02])
 
 
 def _finger_yaw(target: Box) -> float:

@@ -150,7 +150,7 @@ def apply_layout(environment: LiberoEnvironment, layout: Layout, *, settle_steps
         SimulationError: for a layout of another scene, or when something still moves after twice ``settle_steps``.
     """
     if layout.kind == "shared":
-        scenes.set_task(environment, layout.task)
+        environment.set_task(scenes.shared_task(layout.task))
     spec = load_task(layout.suite, layout.task)
     if environment.task.target != layout.target or not set(layout.objects) <= set(environment.sim_env.obj_body_id):
         raise SimulationError(f"The layout is one of {spec.name!r}, the scene of {environment.task.name!r}")
@@ -172,7 +172,7 @@ def apply_layout(environment: LiberoEnvironment, layout: Layout, *, settle_steps
 def show_layout(environment: LiberoEnvironment, layout: Layout) -> None:
     """Shows what stands in the layout and hides the rest, for rendering its stored states."""
     if layout.kind == "shared":
-        scenes.set_task(environment, layout.task)
+        environment.set_task(scenes.shared_task(layout.task))
     scenes.show(environment, layout.objects or environment.sim_env.obj_body_id)
 
 
@@ -215,9 +215,7 @@ class _Sampler:
         self._camera = environment.camera("agentview")
         self._base_from_world = environment.base_from_world()
 
-    def moved(
-        self, rng: np.random.Generator, stored: np.ndarray, target: str
-    ) -> dict[str, tuple[float, ...]] | None:
+    def moved(self, rng: np.random.Generator, stored: np.ndarray, target: str) -> dict[str, tuple[float, ...]] | None:
         """Every object of a stored state, moved."""
         model, poses = self._environment.model, {}
         for name, body in self._environment.sim_env.obj_body_id.items():

@@ -40,7 +40,12 @@ def make_environment(suite: str, task: int | str, kind: str = "stored", **option
     """
     check_kind(kind, suite)
     spec = load_task(suite, task)
-    return LiberoEnvironment(shared_task(spec.index) if kind == "shared" else spec, **options)
+    if kind != "shared":
+        return LiberoEnvironment(spec, **options)
+    environment = LiberoEnvironment(shared_task(spec.index), **options)
+    # The generated task file states the goal of one task; all ten share it.
+    environment.set_task(environment.task)
+    return environment
 
 
 def check_kind(kind: str, suite: str) -> None:
@@ -62,15 +67,6 @@ def shared_task(index: int) -> TaskSpec:
     return dataclasses.replace(
         task, bddl_file=_shared_bddl(), init_states_file=None, objects_of_interest=(task.target, BASKET)
     )
-
-
-def set_task(environment: LiberoEnvironment, index: int) -> None:
-    """Makes task ``index`` the one that a shared scene's environment asks for and checks."""
-    task = shared_task(index)
-    environment.task = task
-    problem = environment.sim_env.parsed_problem
-    problem["goal_state"] = [["in", task.target, f"{BASKET}_contain_region"]]
-    problem["obj_of_interest"] = environment.sim_env.obj_of_interest = list(task.objects_of_interest)
 
 
 def show(environment: LiberoEnvironment, names: Collection[str]) -> None:
