@@ -54,11 +54,7 @@ class TrainIterator:
         start_step: int = 0,
     ):
         _check_fit(config, dataset, tokenizer)
-        if config.batch_size % process_count:
-            raise DataError(
-                f"config.batch_size {config.batch_size} does not divide over {process_count} processes; nearest: "
-                f"{max(config.batch_size // process_count, 1) * process_count}"
-            )
+        local = _local_rows(config, process_index, process_count)
         rows = sample_rows(config, dataset, "train")
         if not len(rows):
             raise DataError(
@@ -67,7 +63,7 @@ class TrainIterator:
             )
         self.num_samples = len(rows)
         self._config = config
-        build = _BatchBuilder(config, dataset, statistics, tokenizer, len(rows), process_index, process_count)
+        build = _BatchBuilder(config, dataset, statistics, tokenizer, len(rows), local)
         order = grain.MapDataset.source(rows).seed(config.seed).shuffle().repeat()
         self._steps = order.map_with_index(_with_index).batch(config.batch_size).map(build)
         self._seek(start_step)
@@ -170,9 +166,9 @@ def holdout_batches(
     limit = len(rows) if max_batches is None else min(len(rows), max_batches * config.batch_size)
     # Evenly spread, and every row when there is no limit.
     rows = rows[np.arange(limit) * len(rows) // max(limit, 1)]
-    local = config.batch_size // process_count
+    local = _local_rows(config, process_index, process_count)
     for start in range(0, limit, config.batch_size):
-        places = start + process_index * local + np.arange(local)
+        places = start + np.arange(local.start, local.stop)
         samples = [
             training_sample(config, dataset, int(rows[min(int(place), limit - 1)]), statistics, tokenizer, None)
             for place in places
@@ -224,18 +220,16 @@ class _BatchBuilder:
         statistics: Statistics,
         tokenizer: Tokenizer,
         num_samples: int,
-        process_index: int,
-        process_count: int,
+        local: slice,
     ):
         self._arguments = (config, dataset, statistics, tokenizer)
         self._num_samples = num_samples
-        local = config.batch_size // process_count
-        self._rows = slice(process_index * local, (process_index + 1) * local)
+        self._local = local
 
     def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         config, dataset, statistics, tokenizer = self._arguments
         samples = []
-        for index, row in zip(*(column[self._rows] for column in batch), strict=True):
+        for index, row in zip(*(column[self._local] for column in batch), strict=True):
             rng = np.random.default_rng([config.seed, int(index) // self._num_samples, int(row)])
             samples.append(training_sample(config, dataset, int(row), statistics, tokenizer, rng))
         return _stack(config, samples)
@@ -258,6 +252,17 @@ def _stack(config: Config, samples: list[Sample]) -> dict[str, np.ndarray]:
                 f"{spec[key].dtype}{spec[key].shape}"
             )
     return batch
+
+
+def _local_rows(config: Config, process_index: int, process_count: int) -> slice:
+    """This process's rows of a global batch."""
+    local, rest = divmod(config.batch_size, process_count)
+    if rest:
+        raise DataError(
+            f"config.batch_size {config.batch_size} does not divide over {process_count} processes; nearest: "
+            f"{max(local, 1) * process_count}"
+        )
+    return slice(process_index * local, (process_index + 1) * local)
 
 
 def _check_fit(config: Config, dataset: EpisodeDataset, tokenizer: Tokenizer) -> None:

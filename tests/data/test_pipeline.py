@@ -223,6 +223,8 @@ def test_what_does_not_fit_is_answered_in_a_sentence(config, dataset, statistics
         start(data=dataclasses.replace(config.data, holdout_fraction=1.0))
     with pytest.raises(DataError, match="8 does not divide over 3 processes; nearest: 6"):
         train_iterator(config, dataset, statistics, tokenizer, process_count=3)
+    with pytest.raises(DataError, match="8 does not divide over 3 processes"):
+        next(holdout_batches(config, dataset, statistics, tokenizer, process_count=3))
     keypoint = KeypointConfig(weight=1.0, num_keypoints=3)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, keypoint=keypoint))
     with pytest.raises(DataError, match="num_keypoints is 3, the dataset stores 2"):
