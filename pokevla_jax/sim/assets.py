@@ -98,7 +98,7 @@ def _hash_files(root: Path, names: list[str]) -> dict[str, str]:
             hashes[name] = hashlib.sha256((root / name).read_bytes()).hexdigest()
         except OSError as error:
             raise AssetError(
-                f"Asset folder {root} lacks {name} ({error.strerror}); point --assets or LIBERO_ASSETS at a complete one"
+                f"Asset folder {root} lacks {name} ({error.strerror}); give --assets or LIBERO_ASSETS a complete one"
             ) from error
     return hashes
 

@@ -107,7 +107,7 @@ class LiberoEnvironment:
         return env
 
     def set_task(self, task: TaskSpec) -> None:
-        """Asks for another task in the same compiled scene: instruction, mask and goal ("target in goal object") follow.
+        """Asks for another task in the same compiled scene; instruction, mask and goal ("target in goal") follow.
 
         Raises:
             SimulationError: if the scene lacks the target, or the goal object has no region to put things into.
@@ -228,10 +228,10 @@ class LiberoEnvironment:
         if view not in CAMERAS:
             raise SimulationError(f"Unknown view {view!r}; known: {', '.join(CAMERAS)}")
         if self._renderer is None:
-            fast = self.renderer_name == "fast"
-            self._renderer = (
-                FastRenderer(self.model, self.image_size) if fast else RobosuiteRenderer(self.sim_env.sim, self.image_size)
-            )
+            if self.renderer_name == "fast":
+                self._renderer = FastRenderer(self.model, self.image_size)
+            else:
+                self._renderer = RobosuiteRenderer(self.sim_env.sim, self.image_size)
         return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, geoms=geoms, depth=depth)
 
     def camera(self, view: str) -> Camera:
@@ -240,8 +240,8 @@ class LiberoEnvironment:
 
     def observe(self) -> dict[str, Any]:
         """What a policy sees: ``images`` uint8 ``v h w 3``, ``state`` float32 ``8``, ``prompt``."""
-        images = np.stack([self.render(view).rgb for view in VIEWS])
-        return {"images": images, "state": self.proprio(), "prompt": self.task.language}
+        images = [self.render(view).rgb for view in VIEWS]
+        return {"images": np.array(images), "state": self.proprio(), "prompt": self.task.language}
 
     def _require(self, name: str) -> None:
         if name not in self.sim_env.obj_body_id:
@@ -284,7 +284,7 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def _with_scene_filter(scene_class: type, scene_filter: Callable[[str], str]) -> type:
+def _with_scene_filter(scene_class: Any, scene_filter: Callable[[str], str]) -> Any:
     """``scene_class`` whose scene XML passes through ``scene_filter`` before MuJoCo compiles it.
 
     robosuite has a hook for that, but its constructor clears the hook before it compiles the first time. The subclass
@@ -293,10 +293,9 @@ def _with_scene_filter(scene_class: type, scene_filter: Callable[[str], str]) ->
 
     def _initialize_sim(self: Any, xml_string: str | None = None) -> None:
         self.set_xml_processor(scene_filter)
-        super(derived, self)._initialize_sim(xml_string)
+        scene_class._initialize_sim(self, xml_string)
 
-    derived = type(scene_class)(scene_class.__name__, (scene_class,), {"_initialize_sim": _initialize_sim})
-    return derived
+    return type(scene_class)(scene_class.__name__, (scene_class,), {"_initialize_sim": _initialize_sim})
 
 
 def _axis_angle(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:

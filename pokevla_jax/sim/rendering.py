@@ -5,6 +5,7 @@ Seen from the camera this is the upright picture mirrored left to right, so the 
 intrinsics is negative; the extrinsics stay a rigid transform.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 from typing import Protocol
@@ -82,13 +83,15 @@ def metric_depth(buffer: Float[np.ndarray, "h w"], model: mujoco.MjModel) -> Flo
 def mark_segments(scene: mujoco.MjvScene, geoms: frozenset[int]) -> None:
     """Numbers the scene's geoms 0, those in ``geoms`` 1, so that a segmentation pass draws the mask itself.
 
-    MuJoCo draws ``segid + 1`` as a 24-bit colour. Reading one bit back avoids both the table from segment to geom and
-    robosuite's conversion, which overflows on numpy 2.
+    MuJoCo draws ``segid + 1`` as a 24-bit colour and skips what has -1: sites and fully transparent geoms, which the
+    pass would otherwise draw solid, in front of what they do not hide. Reading one bit back also avoids robosuite's
+    conversion, which overflows on numpy 2.
     """
-    wanted = int(mujoco.mjtObj.mjOBJ_GEOM)
+    kind = int(mujoco.mjtObj.mjOBJ_GEOM)
     for index in range(scene.ngeom):
         geom = scene.geoms[index]
-        geom.segid = int(geom.objtype == wanted and geom.objid in geoms)
+        shown = geom.objtype == kind and geom.rgba[3] > 0.0
+        geom.segid = int(geom.objid in geoms) if shown else -1
 
 
 class FastRenderer:
@@ -121,9 +124,17 @@ class FastRenderer:
         return draw(self._model, self._scene, self._context, self._size, rgb=rgb, geoms=geoms, depth=depth)
 
     def close(self) -> None:
-        self._gl.make_current()
-        self._context.free()
-        self._gl.free()
+        """Frees textures and buffers in the context they belong to; may be called twice."""
+        if self._gl is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._gl = None
+
+    def __del__(self) -> None:
+        # Left to themselves, MuJoCo's objects would be freed in whichever OpenGL context is current.
+        with contextlib.suppress(Exception):
+            self.close()
 
 
 class RobosuiteRenderer:

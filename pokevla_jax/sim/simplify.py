@@ -6,7 +6,9 @@ to use reduced copies, made once and kept in a cache folder. Only geoms that can
 bodies take their mass from the collision geoms, so the simulation stays the same bit by bit (a test compares).
 """
 
+import functools
 import hashlib
+import io
 import os
 import tempfile
 import xml.etree.ElementTree as ET
@@ -72,16 +74,16 @@ def simplify_scene(xml: str) -> str:
     }
     folder = cache_folder() / settings()
     for mesh in asset.findall("mesh"):
-        if mesh.get("name") in collides:
+        if mesh.get("name") in collides or not set(mesh.keys()) <= {"name", "file", "scale"}:
             continue
         scale = mesh.get("scale", "1 1 1")
         source = Path(mesh.attrib["file"])
-        mesh.set("file", _cached(folder, source, scale, ".msh", lambda s=source, k=scale: _reduced_mesh(s, k)))
+        mesh.set("file", _cached(folder, source, scale, ".msh", functools.partial(_reduced_mesh, source, scale)))
         mesh.set("scale", "1 1 1")
     for texture in asset.findall("texture"):
         if texture.get("file"):
             source = Path(texture.attrib["file"])
-            texture.set("file", _cached(folder, source, "", ".png", lambda s=source: _reduced_texture(s)))
+            texture.set("file", _cached(folder, source, "", ".png", functools.partial(_reduced_texture, source)))
     return ET.tostring(root, encoding="unicode")
 
 
@@ -90,18 +92,17 @@ def _cached(folder: Path, source: Path, parameters: str, suffix: str, make: Call
     key = hashlib.sha256(source.read_bytes() + parameters.encode()).hexdigest()[:24]
     path = folder / f"{key}{suffix}"
     if not path.exists():
+        content = make()
         folder.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
         with os.fdopen(handle, "wb") as stream:
-            stream.write(make())
+            stream.write(content)
         os.replace(partial, path)
     return str(path)
 
 
 def _reduced_texture(source: Path) -> bytes:
     """The image as PNG, scaled down to at most ``MAX_TEXTURE`` pixels a side."""
-    import io
-
     from PIL import Image
 
     image = Image.open(source).convert("RGB")

@@ -1,8 +1,8 @@
 """Stand-in assets: simple shapes for everything that the libero_object tasks load.
 
 They let the whole loop run where the benchmark's own assets are not at hand. Sizes, masses, friction, upright axes and
-the basket's goal region are close to the benchmark's, so stored initial states stay valid and everything can be grasped;
-looks are not, and every result made with them says so.
+the basket's goal region are close to the benchmark's, so stored initial states stay valid and everything can be
+grasped; looks are not, and every result made with them says so.
 """
 
 import io
@@ -151,8 +151,8 @@ def _grocery(name: str, shape: Shape) -> str:
         size = [s * 1.02 for s in shape.half]
         size[widest] *= 0.5
         geoms.append(_visual("box", size, [0, 0, 0], None, shape.label))
-    flat = [h for i, h in enumerate(shape.half) if i != up]
-    return _object_xml(name, geoms, bottom=-height, top=height, radius=float(np.hypot(*flat)))
+    wide, deep = (h for i, h in enumerate(shape.half) if i != up)
+    return _object_xml(name, geoms, bottom=-height, top=height, radius=float(np.hypot(wide, deep)))
 
 
 def _basket() -> str:
@@ -164,8 +164,8 @@ def _basket() -> str:
         parts.append(([wall, side, half], [sign * (side - wall), 0, half]))
         parts.append(([side, wall, half], [0, sign * (side - wall), half]))
     geoms = [
-        '<site name="contain_region" type="box" pos="0 0 0.07185" quat="1 0 0 0" size="0.06108 0.06108 0.06949" group="0" '
-        'rgba="0 0 0 0"/>'
+        '<site name="contain_region" type="box" pos="0 0 0.07185" quat="1 0 0 0" size="0.06108 0.06108 0.06949" '
+        'group="0" rgba="0 0 0 0"/>'
     ]
     for index, (size, position) in enumerate(parts):
         geoms.append(

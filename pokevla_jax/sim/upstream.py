@@ -13,8 +13,10 @@ import os
 import sys
 import tempfile
 import types
+import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pokevla_jax.sim.errors import SimulationError
 
@@ -46,8 +48,9 @@ def import_libero(assets: Path) -> ModuleType:
     afterwards in this process, and nothing is written into the installed package.
     """
     choose_gl()
-    # robosuite reports a missing private macro file through this logger, at import.
+    # robosuite reports a missing private macro file through this logger, at import, by a deprecated method.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="The 'warn' method is deprecated", module="robosuite")
     if "libero.libero" not in sys.modules:
         _configure(libero_package())
     import libero.libero
@@ -60,7 +63,7 @@ def import_libero(assets: Path) -> ModuleType:
         sys.modules["libero.libero.envs.venv"] = stand_in
     import libero.libero.envs
 
-    _free_contexts_quietly()
+    _free_contexts_in_their_own_context()
     return libero.libero.envs
 
 
@@ -90,10 +93,11 @@ def _configure(package: Path) -> None:
             os.environ["LIBERO_CONFIG_PATH"] = previous
 
 
-def _free_contexts_quietly() -> None:
-    """Lets robosuite's render contexts be freed twice, or after OpenGL is gone, without a traceback per context.
+def _free_contexts_in_their_own_context() -> None:
+    """Makes robosuite free a render context's OpenGL objects where they live, and silently at interpreter exit.
 
-    Their ``__del__`` frees unconditionally, also when the interpreter has already torn OpenGL down at exit.
+    Its ``__del__`` frees textures and buffers by number in whichever OpenGL context is current: with a second renderer
+    in the process, those of the other one. At exit, with OpenGL gone, it prints a traceback per context.
     """
     from robosuite.utils import binding_utils
 
@@ -101,8 +105,9 @@ def _free_contexts_quietly() -> None:
     if original.__module__ != binding_utils.__name__:
         return
 
-    def free(self: object) -> None:
+    def free(self: Any) -> None:
         with contextlib.suppress(Exception):
+            self.gl_ctx.make_current()
             original(self)
 
     binding_utils.MjRenderContext.__del__ = free
