@@ -20,6 +20,8 @@ def local_cluster(workers: int) -> Iterator[ModuleType]:
 
     Ray's processes inherit the environment and find the project through ``PYTHONPATH``, whatever the current folder.
 
+    A Ray that this process has started already is used and left running.
+
     Raises:
         EvaluationError: when Ray cannot be started.
     """
@@ -35,6 +37,9 @@ def local_cluster(workers: int) -> Iterator[ModuleType]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     import ray
 
+    if ray.is_initialized():
+        yield ray
+        return
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), before]))
     try:

@@ -14,6 +14,7 @@ import numpy as np
 from eval.agents import CheckpointAgent
 from eval.agents import Chunk
 from eval.episode import run_episode
+from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
@@ -63,6 +64,8 @@ def mask_frames(folder: RunFolder, *, count: int = 4) -> list[dict[str, Any]]:
 
         protocol, context = folder.protocol(), folder.context()
         policy = Policy.load(context["policy"], step=protocol.policy["step"])
+        if not policy.metadata["segments"]:
+            raise EvaluationError("the network was trained without segmentation")
         simulation = protocol.simulation
         scenes = LiberoScenes(
             assets=resolve_assets(context["assets"]),

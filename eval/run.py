@@ -158,7 +158,8 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     )
     folder = RunFolder(options.run_dir)
     try:
-        context = {"command": command, "policy": options.policy, "assets": str(assets.root), "workers": workers}
+        where = str(Path(options.policy).resolve()) if policy.load else options.policy
+        context = {"command": command, "policy": where, "assets": str(assets.root), "workers": workers}
         folder.open(specs, Protocol(simulation=simulation, policy=policy.facts), context | machine())
         if missing := folder.missing():
             videos = None

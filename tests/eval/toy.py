@@ -39,9 +39,11 @@ class ToyEnvironment:
     def set_sim_state(self, state):
         self.position = float(state[0])
 
-    def render(self, view):
+    def render(self, view, *, rgb=True, mask=False):
         self.renders += 1
-        return SimpleNamespace(rgb=np.full((32, 32, 3), round(100 * np.clip(self.position, 0, 2)), np.uint8))
+        image = np.full((32, 32, 3), round(100 * np.clip(self.position, 0, 2)), np.uint8) if rgb else None
+        half = np.repeat([[1] * 4 + [0] * 4], 8, axis=0).astype(np.uint8) if mask else None
+        return SimpleNamespace(rgb=image, mask=half)
 
     def close(self):
         self.closed = True

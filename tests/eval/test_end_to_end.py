@@ -1,0 +1,116 @@
+"""``python -m eval run`` in the real simulator."""
+
+import os
+import signal
+
+import pytest
+
+from eval import __main__ as cli
+from eval import run
+from eval.driver import Driver
+from eval.results import RunFolder
+
+pytestmark = [pytest.mark.sim, pytest.mark.multiprocess]
+LAYOUTS = {"tasks": "0", "layouts": 2, "layout_seed": 90000, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def libero_assets():
+    from pokevla_jax.sim.assets import resolve_assets
+
+    return resolve_assets()
+
+
+def outcomes(path):
+    return {key: (r["outcome"], r["steps"], r["final_state"]) for key, r in RunFolder(path).records().items()}
+
+
+def test_the_expert_solves_layouts_and_the_same_command_runs_nothing_twice(tmp_path, ray_session, libero_assets):
+    options = run.Options(policy="expert", run_dir=tmp_path, assets=str(libero_assets.root), **LAYOUTS)
+    summary = run.run(options, "the command", progress=False)
+    assert (summary["success"], summary["failure"], summary["error"]) == (2, 0, 0)
+    assert summary["protocol"]["settle_steps"] == 10
+    records = RunFolder(tmp_path).attempts()
+    assert all(r["seconds"]["rendering"] == 0 and 0 < r["steps"] < 280 for r in records)
+    # A record is lost (the crash came before it was written): only its episode is run again, with the same end.
+    before = outcomes(tmp_path)
+    path = tmp_path / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40])
+    again = run.run(options, "the command", progress=False)
+    assert again["success"] == 2
+    assert len(RunFolder(tmp_path).attempts()) == 2
+    assert outcomes(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_filmed_and_reported(tmp_path, libero_assets):
+    """A network that was never trained, through every command; its success rate is nought."""
+    from tests import policy_checkpoint as fake
+
+    checkpoint = fake.write_checkpoint(tmp_path / "train", fake.make_config())
+    command = ["run", "--policy", str(checkpoint), "--assets", str(libero_assets.root), "--max-steps", "40"]
+    command += ["--tasks", "0,1", "--layouts", "2", "--layout-kind", "shared", "--workers", "2"]
+    command += ["--run-dir", str(tmp_path / "run"), "--videos", "failures"]
+    assert cli.main(command) == 0
+    folder = RunFolder(tmp_path / "run")
+    records = folder.records().values()
+    assert [(r["outcome"], r["steps"], r["looks"]) for r in records] == [("failure", 40, 5)] * 4
+    assert all(folder.video(r["id"]).stat().st_size > 10_000 for r in records)
+    page = tmp_path / "report.html"
+    assert cli.main(["report", "--run-dir", str(tmp_path / "run"), "--out", str(page)]) == 0
+    assert page.read_text().count("data:image/png") == 8  # two looks of each of four episodes
+
+
+@pytest.mark.slow
+def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets):
+    options = {"policy": "expert", "assets": str(libero_assets.root), **LAYOUTS, "layouts": 6, "workers": 2}
+    run.run(run.Options(run_dir=tmp_path / "calm", **options), "c", progress=False)
+
+    actors, killed = [], []
+    original = Driver.run
+
+    def run_and_kill(self, specs, on_record):
+        self.on_start = actors.append
+
+        def kill_one(record):
+            on_record(record)
+            if len(killed) < 2:
+                pid = self.ray.get(actors[-1][0].process_id.remote())
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+        original(self, specs, kill_one)
+
+    monkeypatch.setattr(Driver, "run", run_and_kill)
+    summary = run.run(run.Options(run_dir=tmp_path / "killed", **options), "c", progress=False)
+    assert len(killed) == 2
+    assert (summary["episodes"], summary["error"]) == (6, 0)
+    assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "calm")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "libero_objct", "--layouts", "1"], "did you mean libero_object?"),
+        (["--tasks", "pick_up_the_mlik", "--layouts", "1"], "the nearest is pick_up_the_milk"),
+        (["--init-states", "40..49"], "write for example 40-49"),
+        (["--init-states", "49-50"], "the last one is 49"),
+        (["--layouts", "0"], "--layouts must be at least 1"),
+        (["--layouts", "1", "--assets", "/nowhere"], "does not exist"),
+        (["--layouts", "1", "--policy", "nowhere"], "no folder"),
+        (["--layouts", "1", "--policy", "random", "--step", "3"], "go with a checkpoint"),
+        (["--layouts", "1", "--step", "last"], "neither a number nor best"),
+        (["--layouts", "1", "--run-dir", "/proc/nowhere"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_path, capsys, libero_assets):
+    defaults = {"--policy": "random", "--run-dir": str(tmp_path / "run"), "--assets": str(libero_assets.root)}
+    for name, value in defaults.items():
+        if name not in arguments:
+            arguments = [*arguments, name, value]
+    assert cli.main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
