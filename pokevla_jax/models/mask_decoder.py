@@ -40,7 +40,6 @@ class PromptEncoder(nnx.Module):
     def __init__(self, config: SegmentationConfig, *, mask_prompt: bool):
         dim, self.grid = config.decoder_dim, config.feature_grid
         self.gaussian_matrix = parameter(Init(std=1.0), (2, dim // 2), (None, None), kind=Buffer)
-        self.mask_prompt = mask_prompt
         if mask_prompt:
             self.conv1 = PatchConv(1, 4, 2)
             self.norm1 = LayerNorm(4)
@@ -55,14 +54,16 @@ class PromptEncoder(nnx.Module):
         centers = (jnp.arange(self.grid, dtype=jnp.float32) + 0.5) / self.grid
         y, x = jnp.meshgrid(centers, centers, indexing="ij")
         coordinates = 2 * jnp.stack([x, y], axis=-1).reshape(-1, 2) - 1
-        angles = 2 * math.pi * coordinates @ jax.lax.stop_gradient(self.gaussian_matrix[...])
+        matrix = jax.lax.stop_gradient(self.gaussian_matrix[...])
+        # Angles of several turns: the reduced precision of a TPU matrix product would show.
+        angles = 2 * math.pi * jnp.matmul(coordinates, matrix, precision="highest")
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     def add_to(
         self, features: Float[Array, "b z d"], logits: Float[Array, "b m m"] | None = None
     ) -> Float[Array, "b z d"]:
         """``features`` plus the dense prompt."""
-        if not self.mask_prompt:
+        if logits is None:
             return add_bias(features, self.no_mask_embed[...])
         x = logits[..., None].astype(features.dtype)
         x = gelu(self.norm1(self.conv1(x)))

@@ -6,11 +6,13 @@ with ``train=False`` they are not computed, and where their weight is 0 they hav
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import attention
 from pokevla_jax.models import geometry
@@ -56,6 +58,13 @@ class Outputs:
     aligned: Float[Array, "b n f"] | None = None
     # In the units of ``geometry.scale_keypoints``.
     keypoints: Float[Array, "b k 3"] | None = None
+
+
+def _built(part: Any, name: str) -> Any:
+    """``part``, or a ``ConfigError`` if the network was built without it."""
+    if part is None:
+        raise ConfigError(f"This network has no {name} part: it was built with config.model.{name}.weight 0")
+    return part
 
 
 class PokeVLA(nnx.Module):
@@ -118,17 +127,17 @@ class PokeVLA(nnx.Module):
     ) -> tuple[Float[Array, "b v m m"], Float[Array, "b v m m"]]:
         """Coarse and fine mask logits of the goal objects in every view."""
         with jax.named_scope("segmentation"):
-            return self.segmentation(images, seg)
+            return _built(self.segmentation, "segmentation")(images, seg)
 
     def align(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
         """Vision states in the geometry teacher's feature space."""
         with jax.named_scope("align_projector"):
-            return self.align_projector(vision)
+            return _built(self.align_projector, "geometry")(vision)
 
     def keypoints(self, seg: Float[Array, "b d"]) -> Float[Array, "b k 3"]:
         """Positions of target and goal, in the units of ``geometry.scale_keypoints``."""
         with jax.named_scope("keypoint_head"):
-            return self.keypoint_head(seg).astype(jnp.float32).reshape(seg.shape[0], -1, 3)
+            return _built(self.keypoint_head, "keypoint")(seg).astype(jnp.float32).reshape(seg.shape[0], -1, 3)
 
     def __call__(self, batch: Batch, *, train: bool) -> Outputs:
         """Actions and, in training, the outputs of every auxiliary part that has weight."""

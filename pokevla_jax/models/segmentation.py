@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import stacking
 from pokevla_jax.models.image_encoders import SamEncoder
 from pokevla_jax.models.image_encoders import SmallEncoder
 from pokevla_jax.models.layers import MLP
@@ -24,6 +25,8 @@ class Segmentation(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         seg, width = config.segmentation, config.language.width
+        # "layers" recomputes the deep stacks alone; the decoders are wide in space, not deep.
+        self.remat: stacking.Remat = "full" if config.remat == "full" else "none"
         self.frozen_encoder = seg.image_encoder == "sam"
         encoder = SamEncoder if self.frozen_encoder else SmallEncoder
         self.image_encoder = encoder(config)
@@ -47,8 +50,12 @@ class Segmentation(nnx.Module):
         embedding = jnp.repeat(self.seg_projection(seg), v, axis=0)
         with jax.named_scope("coarse"):
             prompt = self.coarse_prompt
-            coarse = self.coarse_decoder(prompt.add_to(features), prompt.positions(), embedding)
+            coarse = stacking.checkpoint(self.coarse_decoder, self.remat)(
+                prompt.add_to(features), prompt.positions(), embedding
+            )
         with jax.named_scope("fine"):
             prompt = self.fine_prompt
-            fine = self.fine_decoder(prompt.add_to(features, coarse), prompt.positions(), embedding)
+            fine = stacking.checkpoint(self.fine_decoder, self.remat)(
+                prompt.add_to(features, coarse), prompt.positions(), embedding
+            )
         return coarse.reshape(b, v, *coarse.shape[1:]), fine.reshape(b, v, *fine.shape[1:])

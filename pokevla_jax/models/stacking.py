@@ -66,8 +66,8 @@ def scan(
         remat: what the backward pass recomputes.
         collect: whether to stack the carries.
     """
-    graphdef, params = nnx.split(stacked)
-    params = nnx.to_pure_dict(params)
+    graphdef, state = nnx.split(stacked)
+    params = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(params)[0].shape[0]
 
     def body(carry: Any, xs: tuple[Params, Any]) -> tuple[Any, Any]:
@@ -111,14 +111,14 @@ def fill(module: nnx.Module, params: Params) -> Any:
     return nnx.merge(nnx.graphdef(module), params)
 
 
-def _draw(key: Array, shapes: Params, inits: Params) -> Params:
+def _draw(key: Array, shapes: Any, inits: Any) -> Any:
     """Values for one part."""
-    shapes, treedef = jax.tree.flatten(shapes)
-    inits = treedef.flatten_up_to(inits)
+    structure: Any = jax.tree.structure(shapes)
+    pairs = list(zip(jax.tree.leaves(shapes), structure.flatten_up_to(inits), strict=True))
     leaves: list[Array] = []
-    small = [x.size for x, init in zip(shapes, inits, strict=True) if init.std and x.size <= DRAW_TOGETHER_UP_TO]
+    small = [x.size for x, init in pairs if init.std and x.size <= DRAW_TOGETHER_UP_TO]
     pool, used = jax.random.normal(key, (sum(small),), jnp.float32), 0
-    for i, (x, init) in enumerate(zip(shapes, inits, strict=True)):
+    for i, (x, init) in enumerate(pairs):
         if not init.std:
             values = jnp.zeros(x.shape, x.dtype)
         elif x.size > DRAW_TOGETHER_UP_TO:
@@ -127,7 +127,7 @@ def _draw(key: Array, shapes: Params, inits: Params) -> Params:
             values = pool[used : used + x.size].reshape(x.shape)
             used += x.size
         leaves.append(init.mean + init.std * values)
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def abstract_params(config: ModelConfig) -> Params:

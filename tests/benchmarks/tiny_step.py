@@ -36,9 +36,8 @@ def parts(config, params, batch):
         return stacking.bind(config, params)
 
     def language(params, x):
-        return model(params).language(x, attention.positions(valid), attention.causal_mask(valid), remat=config.remat)[
-            0
-        ]
+        mask = attention.causal_mask(valid)
+        return model(params).language(x, attention.positions(valid), mask, remat=config.remat)[0]
 
     return {
         "vision": (lambda p, x: model(p).vision(x), (batch["images"],)),
