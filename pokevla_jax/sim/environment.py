@@ -1,6 +1,8 @@
 """One LIBERO task in MuJoCo: reset, step, look - and render only when asked."""
 
+import atexit
 import contextlib
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,7 @@ class LiberoEnvironment:
         self._renderer: Renderer | None = None
         self.sim_env = self._build(task.bddl_file)
         self.task = task
+        _close_at_exit(self)
 
     def _build(self, bddl_file: Path) -> Any:
         """robosuite's environment for the scene that the task file describes."""
@@ -232,6 +235,7 @@ class LiberoEnvironment:
                 self._renderer = FastRenderer(self.model, self.image_size)
             else:
                 self._renderer = RobosuiteRenderer(self.sim_env.sim, self.image_size)
+            _close_at_exit(self)
         return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, geoms=geoms, depth=depth)
 
     def camera(self, view: str) -> Camera:
@@ -266,11 +270,31 @@ class LiberoEnvironment:
         return frozenset(i for i in range(self.model.ngeom) if self.model.geom_bodyid[i] in members)
 
     def close(self) -> None:
-        """Frees the simulator and its OpenGL context."""
+        """Frees the simulator and its OpenGL context; may be called twice, and is called at exit."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
         self.sim_env.close()
+        _open_environments.discard(self)
+
+
+_open_environments: weakref.WeakSet[LiberoEnvironment] = weakref.WeakSet()
+
+
+def _close_at_exit(environment: LiberoEnvironment) -> None:
+    """Has the environment closed while OpenGL still works; afterwards EGL prints a traceback for each context.
+
+    MuJoCo and robosuite end OpenGL in exit hooks that the first context registers. Hooks run last to first, so ours is
+    moved behind them whenever a context may have been made.
+    """
+    _open_environments.add(environment)
+    atexit.unregister(_close_environments)
+    atexit.register(_close_environments)
+
+
+def _close_environments() -> None:
+    for environment in list(_open_environments):
+        environment.close()
 
 
 @contextlib.contextmanager
