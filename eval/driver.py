@@ -83,14 +83,12 @@ class Driver:
 
     Attributes:
         retries: further attempts for an episode that ended in an error or whose worker died.
-        on_start: called with the list of simulator actors whenever one is made (tests kill them).
     """
 
     ray: ModuleType
     setup: Setup
     workers: int
     retries: int = 2
-    on_start: Callable[[list[Any]], None] | None = None
     _workers: list[_Worker] = field(default_factory=list)
     _policy: Any = None
 
@@ -146,10 +144,7 @@ class Driver:
     def _new_actor(self, agent: Agent) -> Any:
         setup = self.setup
         simulator = self.ray.remote(Simulator).options(num_cpus=1, max_restarts=0)
-        actor = simulator.remote(setup.scenes, agent, execute=setup.execute, videos=setup.videos)
-        if self.on_start is not None:
-            self.on_start([worker.actor for worker in self._workers] + [actor])
-        return actor
+        return simulator.remote(setup.scenes, agent, execute=setup.execute, videos=setup.videos)
 
     def _start_policy(self) -> Agent:
         """The policy actor, warm; Ray restarts it if it dies and asks it again, which changes no answer."""

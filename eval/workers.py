@@ -60,15 +60,12 @@ class Simulator:
             "looks": rollout.looks,
             "seconds": {"reset": round(reset_seconds, 3)} | {k: round(v, 3) for k, v in rollout.seconds.items()},
             "final_state": rollout.final_state,
+            "process": os.getpid(),
         }
         if self._videos is not None and self._videos.wants(outcome):
             path = self._videos.folder / f"{spec.id}.mp4"
             write_video(self._environment, rollout.states, path, caption=_caption(spec, outcome), options=self._videos)
         return record
-
-    def process_id(self) -> int:
-        """The operating system's id of this process."""
-        return os.getpid()
 
     def close(self) -> None:
         """Drops the environment."""

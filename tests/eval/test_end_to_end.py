@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -67,25 +68,24 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
     options = {"policy": "expert", "assets": str(libero_assets.root), **LAYOUTS, "layouts": 6, "workers": 2}
     run.run(run.Options(run_dir=tmp_path / "calm", **options), "c", progress=False)
 
-    actors, killed = [], []
+    killed = []
     original = Driver.run
 
     def run_and_kill(self, specs, on_record):
-        self.on_start = actors.append
-
-        def kill_one(record):
+        def kill_soon(record):
             on_record(record)
-            if len(killed) < 2:
-                pid = self.ray.get(actors[-1][0].process_id.remote())
-                killed.append(pid)
-                os.kill(pid, signal.SIGKILL)
+            if len(killed) < 2 and record["process"] not in killed:
+                killed.append(record["process"])
+                # By then it is in the middle of its next episode.
+                threading.Timer(0.5, os.kill, (record["process"], signal.SIGKILL)).start()
 
-        original(self, specs, kill_one)
+        original(self, specs, kill_soon)
 
     monkeypatch.setattr(Driver, "run", run_and_kill)
     summary = run.run(run.Options(run_dir=tmp_path / "killed", **options), "c", progress=False)
     assert len(killed) == 2
     assert (summary["episodes"], summary["error"]) == (6, 0)
+    assert sorted(r["attempts"] for r in RunFolder(tmp_path / "killed").attempts()) == [1, 1, 1, 1, 2, 2]
     assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "calm")
 
 
