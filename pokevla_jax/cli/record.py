@@ -108,15 +108,12 @@ def command(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(summary))
         return
-    seconds = summary["core_seconds_per_episode"]
     print(
-        f"{summary['stored']} of {summary['attempted']} episodes in {out} ({summary['failed_episodes']} missed the goal), "
+        f"{summary['stored']} of {summary['attempted']} episodes in {out}, {summary['failed_episodes']} failed; "
         f"{summary['reused_shards']} of {len(results)} shards reused, {summary['minutes']:.1f} min"
-        + (
-            f"; core seconds per episode: {seconds['physics']} physics, {seconds['rendering']} rendering"
-            * bool(seconds)
-        )
     )
+    if seconds := summary["core_seconds_per_episode"]:
+        print(f"core seconds per episode: {seconds['physics']} physics, {seconds['rendering']} rendering")
 
 
 def summarise(results: list[ShardResult], seconds: float) -> dict:

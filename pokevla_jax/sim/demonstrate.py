@@ -41,13 +41,15 @@ class Noise:
 
     action: float = 0.15
     start_steps: int = 21
-    burst: float = 0.04
+    burst: float = 0.03
     burst_steps: tuple[int, int] = (2, 7)
     burst_gripper: float = 0.2
 
 
 # Noise turns the hand less than it moves it: a tilted hand is rare in demonstrations and slow to put right.
 _ROTATION_SHARE = 0.2
+# Largest translation of a burst: seven steps of it move the hand by 6 cm along each axis, twenty-one by 19 cm.
+_BURST_SPEED = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +116,8 @@ def demonstrate(environment: LiberoEnvironment, layout: Layout, noise: Noise) ->
 
 
 def _burst(rng: np.random.Generator, noise: Noise, *, gripper: float) -> Float[np.ndarray, "7"]:
-    """One action that a burst repeats: it carries the hand some centimetres away."""
-    translation = rng.uniform(-1.0, 1.0, 3)
+    """One action that a burst repeats: it carries the hand away, a few centimetres at most."""
+    translation = rng.uniform(-_BURST_SPEED, _BURST_SPEED, 3)
     rotation = rng.uniform(-_ROTATION_SHARE, _ROTATION_SHARE, 3)
     return np.concatenate([translation, rotation, [gripper]])
 
@@ -125,7 +127,7 @@ _ARRAYS = ("sim_state", "proprio", "label", "executed", "random")
 
 def save_trajectories(path: Path, trajectories: Sequence[Trajectory], settings: Mapping[str, Any]) -> None:
     """Writes the episodes of one scene, and what they were made with, to an ``.npz`` file, atomically."""
-    columns = {name: np.concatenate([getattr(t, name) for t in trajectories]) for name in _ARRAYS}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(t, name) for t in trajectories]) for name in _ARRAYS}
     episodes = [{"layout": t.layout.to_json(), "success": t.success, "length": len(t.label)} for t in trajectories]
     header = json.dumps({"settings": settings, "episodes": episodes})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -73,14 +73,17 @@ class ScriptedExpert:
         task = self._environment.task
         target, basket = self._box(task.target), self._box(task.goal_object)
         hand = self._hand(task.target)
-        yaw = _finger_yaw(target)
+        # A hand that has the object, or has just let it go, turns no more.
+        yaw = float(np.arctan2(-hand.rotation[0, 0], hand.rotation[1, 0]))
         if hand.holding:
             goal, gripper = _carry(hand, target, basket)
         elif np.abs(target.center - basket.center)[:2].max() < 0.06 and target.center[2] < RELEASE_HEIGHT + 0.02:
             goal, gripper = _leave(hand, target), OPEN
         else:
             others = [self._box(n) for n in self._environment.sim_env.obj_body_id if n != task.target]
-            goal, gripper = _approach(hand, target, yaw, others)
+            grasp = _choose_grasp(target, others)
+            goal, gripper = _approach(hand, target, grasp, yaw)
+            yaw = grasp.yaw
         translation = POSITION_GAIN * (goal - hand.position)
         rotation = ROTATION_GAIN * _rotation_vector(_downward(yaw) @ hand.rotation.T)
         # Height has its own limit, so that a long way sideways does not starve it.
@@ -100,22 +103,19 @@ class ScriptedExpert:
         model, data = environment.model, environment.data
         robot = environment.sim_env.robots[0]
         width = np.abs(data.qpos[robot._ref_gripper_joint_pos_indexes]).sum()
-        touching = {"left": False, "right": False}
-        roots = model.body_rootid[model.geom_bodyid]
-        on_target = roots == environment.sim_env.obj_body_id[target]
-        pairs = data.contact.geom[: data.ncon]
-        for side, body in (("left", "gripper0_leftfinger"), ("right", "gripper0_rightfinger")):
-            finger = model.body(body).id
-            on_finger = (model.geom_bodyid == finger) | (model.body_parentid[model.geom_bodyid] == finger)
-            first, second = pairs[:, 0], pairs[:, 1]
-            touching[side] = bool(
-                ((on_finger[first] & on_target[second]) | (on_finger[second] & on_target[first])).any()
-            )
+        # A finger's pad is a child body of its own.
+        bodies = model.geom_bodyid[data.contact.geom[: data.ncon]]
+        parents = model.body_parentid[bodies]
+        with_target = (bodies == environment.sim_env.obj_body_id[target]).any(1)
+        touching = [
+            bool((((bodies == finger) | (parents == finger)).any(1) & with_target).any())
+            for finger in (model.body(f"gripper0_{side}finger").id for side in ("left", "right"))
+        ]
         return _Hand(
             position=data.site_xpos[robot.eef_site_id].copy(),
             rotation=data.site_xmat[robot.eef_site_id].reshape(3, 3).copy(),
             opening=float(np.clip(width / 0.08, 0.0, 1.0)),
-            holding=touching["left"] and touching["right"],
+            holding=all(touching),
         )
 
 
@@ -124,56 +124,88 @@ def grasp_height(target: Box) -> float:
     return max(target.top - TOP_ABOVE_SITE, SITE_ABOVE_FLOOR)
 
 
-def _approach(hand: _Hand, target: Box, yaw: float, others: list[Box]) -> tuple[Float[np.ndarray, "3"], float]:
-    """Where the hand goes to grasp, and the gripper: down a funnel onto the object, then close."""
-    grasp = target.center.copy()
-    grasp[2] = grasp_height(target)
-    along = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
-    across = np.array([along[1], -along[0], 0.0])
-    grasp += across * _sidestep(grasp, along, across, target, others)
-    offset = (grasp - hand.position)[:2]
+@dataclass(frozen=True)
+class _Grasp:
+    """Where the grip site and how the fingers stand when they close.
+
+    Attributes:
+        along: horizontal direction of the fingers' motion; ``yaw`` is its angle from world y.
+        across: horizontal direction at a right angle to it.
+    """
+
+    position: Float[np.ndarray, "3"]
+    yaw: float
+    along: Float[np.ndarray, "3"]
+    across: Float[np.ndarray, "3"]
+
+
+def _choose_grasp(target: Box, others: list[Box]) -> _Grasp:
+    """The grasp across a side that fits between the fingers, with the palm clear of its neighbours, turned the least.
+
+    A flat box (cream cheese, butter) needs the palm low, where it would land on a can or bottle 10 cm away: the grasp
+    then moves off the object's middle, away from the neighbour.
+    """
+    options = []
+    for axis, half in zip(target.rotation.T, target.half, strict=True):
+        if abs(axis[2]) > 0.6:
+            continue
+        # Both fingers are alike, half a turn is the same grasp; the wrist has more room on the positive side.
+        yaw = float((np.arctan2(-axis[0], axis[1]) + 1.27) % np.pi - 1.27)
+        along, across = np.array([-np.sin(yaw), np.cos(yaw), 0.0]), np.array([np.cos(yaw), np.sin(yaw), 0.0])
+        position = np.append(target.center[:2], grasp_height(target))
+        shift = _sidestep(position, along, across, others)
+        limit = min(MAX_SIDESTEP, max(target.extent(across) - 0.015, 0.0))
+        grasp = _Grasp(position + across * np.clip(shift, -limit, limit), yaw, along, across)
+        options.append((half > MAX_HALF_WIDTH, abs(shift) > limit + 0.01, abs(yaw), len(options), grasp))
+    return min(options)[-1]
+
+
+def _sidestep(
+    position: Float[np.ndarray, "3"],
+    along: Float[np.ndarray, "3"],
+    across: Float[np.ndarray, "3"],
+    others: list[Box],
+) -> float:
+    """How far a grasp has to move along ``across``, so that the palm passes its tall neighbours."""
+    shift = 0.0
+    for other in others:
+        if other.top < position[2] + PALM_ABOVE_SITE:
+            continue
+        way = float((other.center - position) @ across)
+        gap_along = abs((other.center - position) @ along) - PALM_HALF[0] - other.extent(along)
+        gap_across = abs(way) - PALM_HALF[1] - other.extent(across)
+        if gap_along < 0.005 and gap_across < 0.008:
+            shift -= np.sign(way) * (0.008 - gap_across)
+    return shift
+
+
+def _approach(hand: _Hand, target: Box, grasp: _Grasp, yaw: float) -> tuple[Float[np.ndarray, "3"], float]:
+    """Where a hand at ``yaw`` goes to grasp, and the gripper: down a funnel onto the object, then close."""
+    offset = (grasp.position - hand.position)[:2]
     # Along the fingers' motion the object must fit between them; across it a centimetre does not matter.
-    half_width = target.extent(along)
-    slack = np.clip(FINGER_OPENING - half_width, 0.003, 0.012)
-    miss = np.hypot(max(abs(offset @ along[:2]) - slack, 0.0), max(abs(offset @ across[:2]) - 0.010, 0.0))
-    depth = hand.position[2] - grasp[2]
+    slack = np.clip(FINGER_OPENING - target.extent(grasp.along), 0.003, 0.012)
+    turn = abs((grasp.yaw - yaw + np.pi) % (2 * np.pi) - np.pi)
+    miss = np.linalg.norm(
+        [
+            max(abs(offset @ grasp.along[:2]) - slack, 0.0),
+            max(abs(offset @ grasp.across[:2]) - 0.010, 0.0),
+            0.03 * max(turn - 0.15, 0.0),
+        ]
+    )
+    depth = hand.position[2] - grasp.position[2]
     # Half-closed fingers that have the object between them go on closing where opened ones would still adjust.
     if miss < 0.004 + 0.01 * (1.0 - hand.opening) and depth < 0.008 + 0.012 * (1.0 - hand.opening):
-        return grasp, CLOSE
-    funnel = 8.0 * miss
+        return grasp.position, CLOSE
+    funnel = 8.0 * float(miss)
     if hand.opening < 0.9:
         # Closed fingers would land on the object: open above it.
-        funnel = max(funnel, target.top + 0.03 - grasp[2])
+        funnel = max(funnel, target.top + 0.03 - grasp.position[2])
     hover = max(HOVER, target.top + 0.05)
-    goal = np.append(grasp[:2], min(grasp[2] + funnel, hover))
+    goal = np.append(grasp.position[:2], min(grasp.position[2] + funnel, hover))
     # From between the objects, first rise: sideways speed grows with the height above the funnel.
     below = goal[2] - hand.position[2]
     goal[:2] = hand.position[:2] + offset * np.clip(1.0 - below / 0.08, 0.0, 1.0)
     return goal, OPEN
-
-
-def _sidestep(
-    grasp: Float[np.ndarray, "3"],
-    along: Float[np.ndarray, "3"],
-    across: Float[np.ndarray, "3"],
-    target: Box,
-    others: list[Box],
-) -> float:
-    """How far to move the grasp across the fingers' motion, so that the palm passes its tall neighbours.
-
-    A flat box (cream cheese, butter) needs the palm low: without this it lands on a can or bottle 10 cm away.
-    """
-    shift = 0.0
-    for other in others:
-        if other.top < grasp[2] + PALM_ABOVE_SITE:
-            continue
-        way = float((other.center - grasp) @ across)
-        gap_along = abs((other.center - grasp) @ along) - PALM_HALF[0] - other.extent(along)
-        gap_across = abs(way) - PALM_HALF[1] - other.extent(across)
-        if gap_along < 0.005 and gap_across < 0.008:
-            shift -= np.sign(way) * (0.008 - gap_across)
-    limit = min(MAX_SIDESTEP, max(target.extent(across) - 0.015, 0.0))
-    return float(np.clip(shift, -limit, limit))
 
 
 def _carry(hand: _Hand, target: Box, basket: Box) -> tuple[Float[np.ndarray, "3"], float]:
@@ -199,18 +231,6 @@ def _leave(hand: _Hand, target: Box) -> Float[np.ndarray, "3"]:
     """
     fallen = target.top < hand.position[2]
     return hand.position + np.array([0.0, 0.0, HOVER + 0.05 - hand.position[2] if fallen else -0.02])
-
-
-def _finger_yaw(target: Box) -> float:
-    """The hand's yaw (0: fingers move along world y) that grasps the object across a side which fits between them."""
-    options = []
-    for axis, half in zip(target.rotation.T, target.half, strict=True):
-        if abs(axis[2]) < 0.6:
-            yaw = np.arctan2(-axis[0], axis[1])
-            # Both fingers are alike: half a turn is the same grasp.
-            yaw = (yaw + np.pi / 2) % np.pi - np.pi / 2
-            options.append((half > MAX_HALF_WIDTH, abs(yaw), yaw))
-    return min(options)[2] if options else 0.0
 
 
 def _downward(yaw: float) -> Float[np.ndarray, "3 3"]:

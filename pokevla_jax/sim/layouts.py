@@ -7,6 +7,7 @@ which object stands there, so that only the instruction tells. A layout is a pur
 """
 
 import dataclasses
+from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,14 @@ def sample_layout(
         raise SimulationError(f"This scene is compiled for {environment.task.name!r}, not for {spec.name!r}")
     if (kind == "shared") != set(scenes.shared_objects()).issubset(environment.sim_env.obj_body_id):
         raise SimulationError(f"Layouts of kind {kind!r} need their own scene: make_environment(..., kind={kind!r})")
-    common = {"kind": kind, "suite": suite, "task": number, "seed": seed, "index": index, "target": spec.target}
+    common: dict[str, Any] = {
+        "kind": kind,
+        "suite": suite,
+        "task": number,
+        "seed": seed,
+        "index": index,
+        "target": spec.target,
+    }
     if kind == "stored":
         count = len(load_init_states(spec))
         if not 0 <= index < count:
@@ -149,11 +157,18 @@ def apply_layout(environment: LiberoEnvironment, layout: Layout, *, settle_steps
     Raises:
         SimulationError: for a layout of another scene, or when something still moves after twice ``settle_steps``.
     """
+    spec = load_task(layout.suite, layout.task)
+    present = set(environment.sim_env.obj_body_id)
+    if layout.target not in present or not set(layout.objects) <= present:
+        raise SimulationError(
+            f"The layout is one of {spec.name!r}, which is not the scene of {environment.task.name!r}"
+        )
     if layout.kind == "shared":
         environment.set_task(scenes.shared_task(layout.task))
-    spec = load_task(layout.suite, layout.task)
-    if environment.task.target != layout.target or not set(layout.objects) <= set(environment.sim_env.obj_body_id):
-        raise SimulationError(f"The layout is one of {spec.name!r}, the scene of {environment.task.name!r}")
+    elif environment.task.target != layout.target:
+        raise SimulationError(
+            f"The layout is one of {spec.name!r}, the environment's task is {environment.task.name!r}"
+        )
     stored = load_init_states(spec)[layout.init_state]
     environment.reset(_start_state(environment, layout, stored), settle_steps=0)
     show_layout(environment, layout)
@@ -224,7 +239,7 @@ class _Sampler:
             poses[name] = self._standing(name, stored[address : address + 2] + rng.uniform(-1, 1, 2) * MOVED[role])
         boxes = {name: self._box(name, pose) for name, pose in poses.items()}
         others = [box for name, box in boxes.items() if name != target]
-        if not self._in_reach(poses[target][:2]):
+        if not self._in_reach(np.array(poses[target][:2])):
             return None
         free = all(
             _apart(a, b, CLEARANCE, CLEARANCE) for i, a in enumerate(boxes.values()) for b in [*boxes.values()][:i]
@@ -235,7 +250,7 @@ class _Sampler:
         """Some of the ten objects; places are drawn first, so that they do not depend on who stands there."""
         names = scenes.shared_objects()
         count = int(rng.integers(NUM_SHARED[0], NUM_SHARED[1] + 1))
-        places = rng.uniform(*np.transpose(WORKSPACE), (count, 2))
+        places = rng.uniform([low for low, _ in WORKSPACE], [high for _, high in WORKSPACE], (count, 2))
         others = rng.permutation([i for i in range(len(names)) if i != task])[: count - 1]
         shift = np.abs(places[:, None] - places[None]) + np.eye(count)[..., None]
         if (shift < SHARED_SPACING).all(-1).any() or not self._in_reach(places):
@@ -245,7 +260,7 @@ class _Sampler:
         return poses | {scenes.BASKET: self._standing(scenes.BASKET, basket)}
 
     def _in_reach(self, places: Float[np.ndarray, "*n 2"]) -> bool:
-        offset = np.asarray(places) + self._base_from_world[:2, 3]
+        offset = places + self._base_from_world[:2, 3]
         return bool((np.linalg.norm(offset, axis=-1) < REACH).all())
 
     def _standing(self, name: str, place: Float[np.ndarray, "2"]) -> tuple[float, ...]:
@@ -260,7 +275,7 @@ class _Sampler:
         mujoco.mju_quat2Mat(rotation, np.array(pose[3:]))
         return self._local[name].placed(np.array(pose[:3]), rotation.reshape(3, 3))
 
-    def _visible(self, boxes) -> bool:
+    def _visible(self, boxes: Iterable[Box]) -> bool:
         """Whether all corners of the boxes lie inside the third-person image."""
         signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
         points = np.concatenate([b.center + (signs * b.half) @ b.rotation.T for b in boxes])

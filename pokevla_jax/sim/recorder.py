@@ -45,7 +45,6 @@ from pokevla_jax.sim.layouts import show_layout
 from pokevla_jax.sim.scenes import make_environment
 from pokevla_jax.sim.versions import protocol_facts
 
-
 RECORDER_VERSION = 1
 """Raise it when the same settings give other episodes: the expert, the noise, the layouts."""
 
@@ -134,6 +133,8 @@ def record(
     """Records every shard into ``out`` and returns what became of each, in order.
 
     Args:
+        recording: what to record.
+        out: the dataset's folder; what an interrupted recording left there is reused.
         workers: processes; 1 records in this one.
         progress: called now and then with the number of episodes finished so far.
 
@@ -242,12 +243,7 @@ def render(environment: LiberoEnvironment, trajectory: Trajectory, every: int) -
         points = np.stack([environment.object_position(name) for name in (task.target, task.goal_object)])
         keypoints.append(points @ base[:3, :3].T + base[:3, 3])
         if step % every == 0:
-            looks = {view: environment.render(view, mask=True, depth=True) for view in VIEWS}
-            frames[step] = Frame(
-                images={view: look.rgb for view, look in looks.items()},
-                masks={view: look.mask for view, look in looks.items()},
-                depth={view: look.depth for view, look in looks.items()},
-            )
+            frames[step] = _look(environment)
     episode = Episode(
         id=f"{layout.suite}/{layout.task}/{layout.kind}/{layout.seed}/{layout.index}",
         suite=layout.suite,
@@ -267,6 +263,16 @@ def render(environment: LiberoEnvironment, trajectory: Trajectory, every: int) -
     return episode, frames
 
 
+def _look(environment: LiberoEnvironment) -> Frame:
+    """What all cameras see now: pictures, the task's objects, depth."""
+    images, masks, depth = {}, {}, {}
+    for view in VIEWS:
+        seen = environment.render(view, mask=True, depth=True)
+        assert seen.rgb is not None and seen.mask is not None and seen.depth is not None
+        images[view], masks[view], depth[view] = seen.rgb, seen.mask, seen.depth
+    return Frame(images, masks, depth)
+
+
 _compiled: dict[tuple, LiberoEnvironment] = {}
 
 
@@ -277,9 +283,13 @@ def _environment(shard: Shard) -> LiberoEnvironment:
     scene = (r.suite, None if r.layout_kind == "shared" else shard.task, r.layout_kind)
     key = (*scene, r.assets, r.renderer, r.image_size)
     if key not in _compiled:
-        for environment in _compiled.values():
-            environment.close()
-        _compiled.clear()
+        close()
         options = {"assets": r.assets, "renderer": r.renderer, "image_size": r.image_size}
         _compiled[key] = make_environment(r.suite, shard.task, r.layout_kind, **options)
     return _compiled[key]
+
+
+def close() -> None:
+    """Frees the scene that recording in this process has compiled."""
+    while _compiled:
+        _compiled.popitem()[1].close()
