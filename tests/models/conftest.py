@@ -13,7 +13,7 @@ from pokevla_jax.models import stacking
 
 
 def micro_config():
-    """``tiny`` with every size cut down; two layers each, so that stacks are stacks."""
+    """``tiny`` with every size cut down: two layers each, so that stacks are stacks; one in the mask decoders."""
     tiny = presets.tiny(vocab_size=50)
     replace = dataclasses.replace
     tower = dict(width=16, depth=2, num_heads=2, mlp_dim=24)
@@ -29,7 +29,13 @@ def micro_config():
         language=replace(tiny.language, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48),
         action_head=replace(tiny.action_head, num_layers=2, width=32, num_heads=4, num_queries=4),
         segmentation=replace(
-            tiny.segmentation, feature_grid=4, decoder_dim=16, decoder_heads=2, decoder_mlp_dim=24, weight=0.2
+            tiny.segmentation,
+            feature_grid=4,
+            decoder_dim=16,
+            decoder_depth=1,
+            decoder_heads=2,
+            decoder_mlp_dim=24,
+            weight=0.2,
         ),
         geometry=replace(tiny.geometry, frequencies=(0.5, 1.0), feature_dim=12, weight=0.4),
         keypoint=replace(tiny.keypoint, weight=0.3),
@@ -45,7 +51,7 @@ def micro():
     batch["token_mask"][:, 4:] = False
     return SimpleNamespace(
         config=config,
-        params=stacking.initialize(config, jax.random.key(0)),
+        params=jax.device_get(stacking.initialize(config, jax.random.key(0))),
         batch=batch,
         encode=jax.jit(lambda params, *inputs: stacking.bind(config, params).encode(*inputs)),
     )

@@ -29,7 +29,7 @@ def gradients(micro):
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: x + 0.5 if "gates" in jax.tree_util.keystr(path) else x, micro.params
     )
-    grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(params, micro.batch)
+    grads, outputs = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params, micro.batch))
     return outputs, grads
 
 
@@ -71,15 +71,26 @@ def test_the_parts_named_unread_are_unread(gradients):
         assert not any(np.any(x[1:]) for x in jax.tree.leaves(decoder["hypernetworks"]))
 
 
-def test_inference_computes_the_actions_alone(micro):
-    bound = jax.jit(lambda params, batch: stacking.bind(micro.config, params)(batch, train=False))
-    batch = fake_batch(Config(model=micro.config), 3, train=False)
-    # The auxiliary parts' parameters may be anything: they are not read.
+def lower(config, micro):
+    batch = fake_batch(Config(model=config), 3, train=False)
+    return jax.jit(lambda params, batch: stacking.bind(config, params)(batch, train=False)).lower(micro.params, batch)
+
+
+@pytest.fixture(scope="module")
+def inference(micro):
+    """The lowered inference pass and its outputs, with parameters of the mask branch that would spoil any result."""
+    lowered = lower(micro.config, micro)
     params = {**micro.params, "segmentation": jax.tree.map(lambda x: x * jnp.nan, micro.params["segmentation"])}
-    outputs = bound(params, batch)
+    return lowered, lowered.compile()(params, fake_batch(Config(model=micro.config), 3, train=False))
+
+
+def test_inference_computes_the_actions_alone(inference):
+    lowered, outputs = inference
     assert outputs.mask_logits is None and outputs.aligned is None and outputs.keypoints is None
     assert np.all(np.isfinite(outputs.actions))
-    assert "segmentation" not in bound.lower(params, batch).as_text(debug_info=True)
+    text = lowered.as_text(debug_info=True)
+    assert "action_head" in text  # the names of the parts are in the text
+    assert "segmentation" not in text
 
 
 def test_vision_does_not_see_the_prompt_but_seg_and_queries_do(micro):
@@ -126,13 +137,10 @@ def test_samples_of_a_batch_do_not_touch(micro):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[order, ...], atol=1e-5), permuted, encode(micro))
 
 
-def test_bfloat16_is_close_to_float32_and_its_actions_are_float32(micro):
+def test_bfloat16_is_close_to_float32_and_its_actions_are_float32(micro, inference):
     config = dataclasses.replace(micro.config, dtype="bfloat16")
-    run = jax.jit(
-        lambda params, batch, config: stacking.bind(config, params)(batch, train=False).actions, static_argnums=2
-    )
     batch = fake_batch(Config(model=config), 3, train=False)
-    low, high = run(micro.params, batch, config), run(micro.params, batch, micro.config)
+    low, high = lower(config, micro).compile()(micro.params, batch).actions, inference[1].actions
     assert low.dtype == jnp.float32
     assert 0 < np.abs(low - high).max() < 0.1 * np.abs(high).max()
 
