@@ -99,7 +99,8 @@ def training_curves(runs: Sequence[Mapping[str, Any]]) -> str:
             split, key, title = panel
             for index, run in enumerate(runs):
                 steps, values = _series(run, split, key)
-                axes.plot(steps, values, color=COLORS[index % len(COLORS)], linewidth=1.4, label=run["label"])
+                marker = "." if len(steps) < 15 else ""
+                axes.plot(steps, values, marker, linestyle="-", color=COLORS[index % len(COLORS)], linewidth=1.4)
             axes.set_title(title, fontsize=9, loc="left")
             axes.grid(color=GRID, linewidth=0.5)
             axes.margins(x=0.02)
