@@ -6,7 +6,6 @@ import shlex
 import sys
 
 from eval.errors import EvaluationError
-from pokevla_jax.sim.upstream import choose_gl
 
 EXAMPLES = """\
 examples:
@@ -28,8 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # MuJoCo reads the choice when it is first imported, which the imports below do.
-    choose_gl()
     commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | report")
     from eval import compare
     from eval import report

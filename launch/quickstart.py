@@ -54,7 +54,8 @@ def phases(out: Path, arguments: argparse.Namespace) -> list[Phase]:
         command = (*evaluate, "--policy", policy, "--run-dir", f"{out}/eval/{name}", *more)
         return Phase(f"evaluate-{name}", f"evaluate {name}", (command,))
 
-    runs = [run("policy", f"{out}/policy", "--videos", "all"), run("blind", f"{out}/blind", "--videos", "failures")]
+    best = ("--step", "best", "--videos")
+    runs = [run("policy", f"{out}/policy", *best, "all"), run("blind", f"{out}/blind", *best, "failures")]
     runs += [run("replay", f"replay:{out}/demos"), run("random", "random"), run("expert", "expert")]
     record = (python, "-m", "pokevla_jax.cli.record", *suite, "--episodes", str(arguments.episodes), *assets)
     record += ("--layout-kind", "moved", "--layout-seed", str(TRAIN_LAYOUT_SEED + arguments.seed), "--workers", "2")
