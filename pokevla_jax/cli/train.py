@@ -5,9 +5,12 @@ again to continue), 2 when something is wrong with the command line, the data or
 """
 
 import argparse
+import hashlib
 import logging
 import os
+import platform
 import sys
+from pathlib import Path
 
 from pokevla_jax.cli import flags
 
@@ -39,6 +42,7 @@ def _train(arguments: argparse.Namespace) -> int:
         count = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
 
+    _cache_compilations()
     from pokevla_jax import sharding
     from pokevla_jax.training import loop
     from pokevla_jax.training import stage2
@@ -53,6 +57,16 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     result = loop.train(config, arguments.workdir, objective, stage2.make_data(config), init_from=arguments.init_from)
     return PREEMPTED if result.stopped_by else 0
+
+
+def _cache_compilations() -> None:
+    """Keeps what is compiled for a restart or a control run, unless JAX was told where ("" for nowhere)."""
+    # XLA's CPU code is made for one processor's instructions, and a home folder may be shared by several kinds.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    name = f"xla-{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "pokevla_jax" / name))
 
 
 if __name__ == "__main__":
