@@ -43,6 +43,8 @@ from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.layouts import show_layout
 from pokevla_jax.sim.scenes import make_environment
+from pokevla_jax.sim.tasks import load_init_states
+from pokevla_jax.sim.tasks import load_task
 from pokevla_jax.sim.versions import protocol_facts
 
 RECORDER_VERSION = 1
@@ -139,8 +141,10 @@ def record(
         progress: called now and then with the number of episodes finished so far.
 
     Raises:
-        SimulationError: when ``out`` holds shards of the same name made with other settings.
+        SimulationError: when ``out`` holds shards of the same name made with other settings, or a task has fewer stored
+            states than ``episodes``.
     """
+    _check_stored_states(recording)
     shards = recording.shards()
     results = {shard.name: _reuse(shard, out) for shard in shards if shard_exists(out, shard.name)}
     todo = [shard for shard in shards if shard.name not in results]
@@ -156,6 +160,16 @@ def record(
     elif todo:
         _record_parallel(todo, out, workers, finish)
     return [results[shard.name] for shard in shards]
+
+
+def _check_stored_states(recording: Recording) -> None:
+    """Refuses more episodes of kind "stored" than there are states, before any is played."""
+    if recording.layout_kind != "stored":
+        return
+    for index in recording.tasks:
+        task = load_task(recording.suite, index)
+        if recording.episodes > (count := len(load_init_states(task))):
+            raise SimulationError(f"{task.name!r} has {count} stored states; give --episodes {count} or fewer")
 
 
 def _record_parallel(shards: Sequence[Shard], out: Path, workers: int, finish: Callable[[ShardResult], None]) -> None:
