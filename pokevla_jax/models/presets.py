@@ -44,17 +44,17 @@ def pokevla() -> ModelConfig:
 
 
 def tiny(vocab_size: int = 256) -> ModelConfig:
-    """A PokeVLA of about 2 M parameters that two CPU cores train in minutes; its teachers need no weights."""
+    """A PokeVLA of 1.2 M parameters that two CPU cores train in minutes; its teachers need no weights."""
     return ModelConfig(
         preset="tiny",
         vision=VisionConfig(
-            image_size=96,
+            image_size=128,
             patch_size=16,
             dinov2=TowerConfig(
-                width=96,
-                depth=3,
-                num_heads=4,
-                mlp_dim=384,
+                width=64,
+                depth=2,
+                num_heads=2,
+                mlp_dim=256,
                 class_token=True,
                 num_registers=4,
                 layer_scale=True,
@@ -62,27 +62,27 @@ def tiny(vocab_size: int = 256) -> ModelConfig:
                 image_mean=(0.485, 0.456, 0.406),
                 image_std=(0.229, 0.224, 0.225),
             ),
-            siglip=TowerConfig(width=96, depth=3, num_heads=4, mlp_dim=384, feature_block=-1),
-            projector_dim=384,
+            siglip=TowerConfig(width=64, depth=2, num_heads=2, mlp_dim=256, feature_block=-1),
+            projector_dim=256,
         ),
         language=LanguageConfig(
             vocab_size=vocab_size,
             width=128,
-            num_layers=3,
+            num_layers=2,
             num_heads=4,
             num_kv_heads=2,
             head_dim=32,
-            mlp_dim=384,
+            mlp_dim=256,
             rope_theta=10_000.0,
         ),
-        action_head=ActionHeadConfig(num_layers=3, width=128, num_heads=4, num_queries=8),
+        action_head=ActionHeadConfig(num_layers=2, width=128, num_heads=4, num_queries=8),
         segmentation=SegmentationConfig(
             image_encoder="small",
-            feature_grid=12,
-            decoder_dim=64,
+            feature_grid=8,
+            decoder_dim=32,
             decoder_depth=2,
-            decoder_heads=4,
-            decoder_mlp_dim=128,
+            decoder_heads=2,
+            decoder_mlp_dim=64,
         ),
         geometry=GeometryConfig(teacher="depth", feature_dim=24),
         keypoint=KeypointConfig(weight=0.3),
