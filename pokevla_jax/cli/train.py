@@ -46,6 +46,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from pokevla_jax import sharding
     from pokevla_jax.training import loop
     from pokevla_jax.training import stage2
+    from pokevla_jax.training import workdir
     from pokevla_jax.training.preemption import PREEMPTED
 
     config = arguments.config
@@ -55,6 +56,7 @@ def _train(arguments: argparse.Namespace) -> int:
         placed = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
         print(f"{sharding.describe(mesh)}\n{sharding.explain(objective.abstract_params, placed)}")
         return 0
+    workdir.create(arguments.workdir)  # before the dataset is read
     result = loop.train(config, arguments.workdir, objective, stage2.make_data(config), init_from=arguments.init_from)
     return PREEMPTED if result.stopped_by else 0
 

@@ -70,11 +70,12 @@ def train(
         ValueError: in one sentence, for a folder, mesh, batch size or checkpoint that cannot be used, and for a loss
             that is not finite (naming the step).
     """
-    workdir = workdir_lib.prepare(workdir, config)
+    workdir = workdir_lib.create(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(config.batch_size, config.optimizer.accumulation_steps, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     factory = StateFactory(objective, config.optimizer, optimizer, mesh)
+    workdir_lib.claim(workdir, config)
     workdir_lib.check_space(workdir, num_bytes(factory.abstract), config.checkpoint.keep_last + 1)
 
     with PreemptionGuard() as guard:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from pokevla_jax import checkpoints
 from pokevla_jax import config as config_lib
 from pokevla_jax.config import Config
 
@@ -24,11 +25,11 @@ class WorkdirError(ValueError):
     """A run's folder that cannot be used; the message says why and what to do."""
 
 
-def prepare(path: epath.PathLike, config: Config) -> epath.Path:
-    """The run's folder, created, with ``config.json`` in it.
+def create(path: epath.PathLike) -> epath.Path:
+    """The run's folder, created and tried.
 
     Raises:
-        WorkdirError: in one sentence, when it cannot be written or holds a run of another configuration.
+        WorkdirError: in one sentence, when it cannot be written.
     """
     workdir = epath.Path(path)
     try:
@@ -41,9 +42,18 @@ def prepare(path: epath.PathLike, config: Config) -> epath.Path:
         raise WorkdirError(
             f"--workdir {path} cannot be written ({error.strerror or error}); give another folder"
         ) from error
-    stored = workdir / CONFIG
-    values = config_lib.to_dict(config)
-    if stored.exists():
+    return workdir
+
+
+def claim(workdir: epath.Path, config: Config) -> None:
+    """Writes ``config.json``, unless the folder holds checkpoints of another configuration.
+
+    Raises:
+        WorkdirError: in one sentence, naming the first key that differs.
+    """
+    stored, values = workdir / CONFIG, config_lib.to_dict(config)
+    # A run that never saved is not worth protecting: its first start may have failed by a mistake just corrected.
+    if stored.exists() and checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS):
         try:
             before = json.loads(stored.read_text())
         except json.JSONDecodeError as error:
@@ -53,12 +63,11 @@ def prepare(path: epath.PathLike, config: Config) -> epath.Path:
             old, new = (_lookup(tree, changed[0]) for tree in (before, values))
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise WorkdirError(
-                f"--workdir {path} holds a run with config.{changed[0]} = {old!r}, not {new!r}{more}; give another "
+                f"--workdir {workdir} holds a run with config.{changed[0]} = {old!r}, not {new!r}{more}; give another "
                 "folder, or the configuration that it was started with"
             )
     if jax.process_index() == 0:
         write_atomically(stored, json.dumps(values, indent=2) + "\n")
-    return workdir
 
 
 def write_atomically(path: epath.Path, text: str) -> None:

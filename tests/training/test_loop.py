@@ -191,6 +191,12 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_message(tmp_path, caplog,
     assert sorted(lines(tmp_path)) == EXPECTED_LINES
 
 
+class AlwaysNan(toy.Batches):
+    def __next__(self):
+        batch = super().__next__()
+        return {**batch, "x": batch["x"] * np.float32("nan")}
+
+
 def test_a_diverged_run_names_the_step_and_keeps_no_such_state(tmp_path):
     class Poisoned(toy.Batches):
         def __next__(self):
@@ -208,6 +214,12 @@ def test_a_folder_of_another_run_or_without_permission_is_refused(tmp_path, undi
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written"):
         train(tmp_path / "file" / "run")
+
+
+def test_a_folder_whose_run_saved_nothing_takes_another_configuration(tmp_path):
+    with pytest.raises(metrics.DivergedError, match="step 1: grad_norm"):
+        train(tmp_path, toy.data(lambda _: AlwaysNan(0)))
+    assert train(tmp_path, num_steps=1, seed=1).step == 1
 
 
 def test_a_complete_run_does_nothing(undisturbed, console):

@@ -11,6 +11,7 @@ import pytest
 from pokevla_jax import checkpoints
 from pokevla_jax import sharding
 from pokevla_jax.cli import train as cli
+from pokevla_jax.cli.flags import load_config
 from pokevla_jax.config import MeshConfig
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
@@ -119,17 +120,18 @@ def test_of_the_full_network_nothing_large_is_whole_on_a_device(mesh):
 
 
 @pytest.mark.slow
-def test_the_network_computes_the_same_on_a_2x2x2_mesh(tiny_config):
+def test_the_network_computes_the_same_on_a_2x2x2_mesh():
+    config = load_config(CONFIG, [f"{key}={value}" for key, value in (MICRO | RUN).items()])
     results = []
     for mesh, devices in ((MeshConfig(), 1), (MeshConfig(data=2, fsdp=2, tensor=2), 8)):
-        objective, tx = stage2.make_objective(tiny_config.model), make_optimizer(tiny_config.optimizer, 4)
+        objective, tx = stage2.make_objective(config.model), make_optimizer(config.optimizer, config.num_steps)
         mesh = sharding.make_mesh(mesh, jax.devices()[:devices])
-        factory = state_lib.StateFactory(objective, tiny_config.optimizer, tx, mesh)
-        spec = step_lib.abstract_batch(batch_spec(tiny_config, tiny_config.batch_size), mesh)
-        step = step_lib.make_train_step(objective, tiny_config, tx, mesh, factory.abstract, spec)
+        factory = state_lib.StateFactory(objective, config.optimizer, tx, mesh)
+        spec = step_lib.abstract_batch(batch_spec(config, config.batch_size), mesh)
+        step = step_lib.make_train_step(objective, config, tx, mesh, factory.abstract, spec)
         state, history = factory.initialize(0), []
         for i in range(3):
-            batch = fake_batch(tiny_config, tiny_config.batch_size, seed=i)
+            batch = fake_batch(config, config.batch_size, seed=i)
             state, scalars = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
             history.append(jax.device_get(scalars))
         results.append((history, jax.device_get(state.params)))
@@ -139,7 +141,9 @@ def test_the_network_computes_the_same_on_a_2x2x2_mesh(tiny_config):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_a_killed_command_started_again_ends_with_the_same_parameters(tmp_path, dataset):
+def test_a_killed_command_started_again_ends_with_the_same_parameters(tmp_path, dataset, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+
     def start(workdir, **changes):
         command = [sys.executable, "-m", "pokevla_jax.cli.train", *arguments(workdir, dataset, **changes)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
