@@ -145,7 +145,7 @@ def _choose_grasp(target: Box, others: list[Box]) -> _Grasp:
     A flat box (cream cheese, butter) needs the palm low, where it would land on a can or bottle 10 cm away: the grasp
     then moves off the object's middle, away from the neighbour.
     """
-    options = []
+    options: list[tuple[bool, bool, float, int, _Grasp]] = []
     for axis, half in zip(target.rotation.T, target.half, strict=True):
         if abs(axis[2]) > 0.6:
             continue

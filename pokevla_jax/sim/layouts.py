@@ -7,7 +7,6 @@ which object stands there, so that only the instruction tells. A layout is a pur
 """
 
 import dataclasses
-from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from pokevla_jax.sim.geometry import collision_box
 from pokevla_jax.sim.scenes import make_environment
 from pokevla_jax.sim.tasks import load_init_states
 from pokevla_jax.sim.tasks import load_task
+from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 
 __all__ = ["Layout", "apply_layout", "make_environment", "sample_layout", "show_layout"]
@@ -36,7 +36,7 @@ MOVED = {"target": 0.06, "basket": 0.03, "distractor": 0.04}
 # Stored states that lend their arm pose to sampled layouts; 40 to 49 stay unseen for the smoke test.
 ARM_STATES = 40
 # Where objects of a shared scene stand (x, then y), and the basket's usual place, as in the stock scenes.
-WORKSPACE = ((-0.22, 0.12), (-0.27, 0.03))
+WORKSPACE = ((-0.24, 0.12), (-0.29, 0.03))
 BASKET_PLACE = (0.0, 0.26)
 NUM_SHARED = (4, 6)
 # Distance from the robot's base within which a hand that points down lifts things without straightening the elbow: the
@@ -46,9 +46,14 @@ REACH = 0.73
 CLEARANCE = 0.02
 # Centre distances in x or y at which any two of the ten objects leave the palm room to grasp either.
 SHARED_SPACING = (0.085, 0.155)
+# Nor does one hide another from the third-person camera, which looks along x, slightly down: objects this close in y
+# stand at least that far apart in x.
+SHARED_SIGHT = (0.23, 0.05)
+# Of a moved layout's target, the part of its outline in the third-person image that others may cover.
+MAX_COVERED = 0.4
 # Part of the third-person image that stays empty around the objects.
 IMAGE_MARGIN = 0.02
-MAX_TRIES = 5000
+MAX_TRIES = 2000
 # Orientation in which LIBERO's stored states stand each object (w, x, y, z).
 _HALF = 0.5**0.5
 UPRIGHT = {
@@ -137,12 +142,12 @@ def sample_layout(
         return Layout(**common, init_state=index, objects={})
     rng = np.random.default_rng([scenes.KINDS.index(kind), number, seed, index])
     init_state = int(rng.integers(ARM_STATES))
-    sample = _Sampler(environment)
+    sample, count = _Sampler(environment), int(rng.integers(NUM_SHARED[0], NUM_SHARED[1] + 1))
     for _ in range(MAX_TRIES):
         if kind == "moved":
             poses = sample.moved(rng, load_init_states(spec)[init_state], spec.target)
         else:
-            poses = sample.shared(rng, number)
+            poses = sample.shared(rng, number, count)
         if poses is not None:
             return Layout(**common, init_state=init_state, objects=poses)
     raise SimulationError(
@@ -239,29 +244,42 @@ class _Sampler:
             poses[name] = self._standing(name, stored[address : address + 2] + rng.uniform(-1, 1, 2) * MOVED[role])
         boxes = {name: self._box(name, pose) for name, pose in poses.items()}
         others = [box for name, box in boxes.items() if name != target]
-        if not self._in_reach(np.array(poses[target][:2])):
+        if not self._in_reach(np.array([poses[target][:2]])).all():
             return None
         free = all(
             _apart(a, b, CLEARANCE, CLEARANCE) for i, a in enumerate(boxes.values()) for b in [*boxes.values()][:i]
         )
-        return poses if free and _graspable(boxes[target], others) and self._visible(boxes.values()) else None
-
-    def shared(self, rng: np.random.Generator, task: int) -> dict[str, tuple[float, ...]] | None:
-        """Some of the ten objects; places are drawn first, so that they do not depend on who stands there."""
-        names = scenes.shared_objects()
-        count = int(rng.integers(NUM_SHARED[0], NUM_SHARED[1] + 1))
-        places = rng.uniform([low for low, _ in WORKSPACE], [high for _, high in WORKSPACE], (count, 2))
-        others = rng.permutation([i for i in range(len(names)) if i != task])[: count - 1]
-        shift = np.abs(places[:, None] - places[None]) + np.eye(count)[..., None]
-        if (shift < SHARED_SPACING).all(-1).any() or not self._in_reach(places):
+        if not (free and _graspable(boxes[target], others)):
             return None
-        poses = {names[i]: self._standing(names[i], p) for i, p in zip([task, *others], places, strict=True)}
+        outlines = {name: self._outline(box) for name, box in boxes.items()}
+        inside = all(np.abs(outline[:, :2] - 0.5).max() < 0.5 - IMAGE_MARGIN for outline in outlines.values())
+        hidden = any(_covered(outlines[target], outlines[name]) > MAX_COVERED for name in boxes if name != target)
+        return poses if inside and not hidden else None
+
+    def shared(self, rng: np.random.Generator, task: int, count: int) -> dict[str, tuple[float, ...]] | None:
+        """``count`` of the ten objects; places are drawn first, so that they do not depend on who stands there."""
+        names = scenes.shared_objects()
+        places: list[np.ndarray] = []
+        low, high = np.transpose(WORKSPACE)
+        for _ in range(count):
+            candidates = rng.uniform(low, high, (100, 2))
+            free = self._in_reach(candidates)
+            for place in places:
+                x, y = np.abs(candidates - place).T
+                in_sight = (x > SHARED_SIGHT[0]) | (y > SHARED_SIGHT[1])
+                free &= (y > SHARED_SPACING[1]) | ((x > SHARED_SPACING[0]) & in_sight)
+            if not free.any():
+                return None
+            places.append(candidates[free.argmax()])
+        others = rng.permutation([i for i in range(len(names)) if i != task])[: count - 1]
+        # Later places had less room; in this order any object is as likely to have one.
+        order = rng.permutation(count)
+        poses = {names[i]: self._standing(names[i], places[k]) for i, k in zip([task, *others], order, strict=True)}
         basket = np.add(BASKET_PLACE, rng.uniform(-1, 1, 2) * MOVED["basket"])
         return poses | {scenes.BASKET: self._standing(scenes.BASKET, basket)}
 
-    def _in_reach(self, places: Float[np.ndarray, "*n 2"]) -> bool:
-        offset = places + self._base_from_world[:2, 3]
-        return bool((np.linalg.norm(offset, axis=-1) < REACH).all())
+    def _in_reach(self, places: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+        return np.linalg.norm(places + self._base_from_world[:2, 3], axis=-1) < REACH
 
     def _standing(self, name: str, place: Float[np.ndarray, "2"]) -> tuple[float, ...]:
         """The upright pose at ``place``, a millimetre above the floor."""
@@ -275,15 +293,24 @@ class _Sampler:
         mujoco.mju_quat2Mat(rotation, np.array(pose[3:]))
         return self._local[name].placed(np.array(pose[:3]), rotation.reshape(3, 3))
 
-    def _visible(self, boxes: Iterable[Box]) -> bool:
-        """Whether all corners of the boxes lie inside the third-person image."""
+    def _outline(self, box: Box) -> Float[np.ndarray, "8 3"]:
+        """The box's corners in the third-person image (right, down; 0 to 1) and their distance along its axis."""
         signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-        points = np.concatenate([b.center + (signs * b.half) @ b.rotation.T for b in boxes])
+        points = box.center + (signs * box.half) @ box.rotation.T
         base = points @ self._base_from_world[:3, :3].T + self._base_from_world[:3, 3]
         pose = self._camera.base_from_camera
         seen = (base - pose[:3, 3]) @ pose[:3, :3]
-        pixels = (seen @ self._camera.intrinsics.T)[:, :2] / seen[:, 2:] / self._environment.image_size
-        return bool((np.abs(pixels - 0.5) < 0.5 - IMAGE_MARGIN).all())
+        pixels = (seen @ self._camera.intrinsics.T)[:, :2] / seen[:, 2:]
+        return np.concatenate([pixels / self._environment.image_size, seen[:, 2:]], 1)
+
+
+def _covered(outline: Float[np.ndarray, "8 3"], other: Float[np.ndarray, "8 3"]) -> float:
+    """The part of an object's image rectangle that another object's rectangle covers, if that one is nearer."""
+    if other[:, 2].mean() > outline[:, 2].mean():
+        return 0.0
+    low, high = outline.min(0)[:2], outline.max(0)[:2]
+    common = np.minimum(high, other.max(0)[:2]) - np.maximum(low, other.min(0)[:2])
+    return float(common.clip(0.0).prod() / (high - low).prod())
 
 
 def _apart(a: Box, b: Box, x: float, y: float) -> bool:

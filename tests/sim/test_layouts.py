@@ -1,5 +1,6 @@
 """Layouts: deterministic, free of collisions, visible, at rest, and without a hint of the target in its place."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -81,17 +82,21 @@ def test_moved_layouts_move_everything_by_no_more_than_they_say(moved):
 
 def test_shared_layouts_hide_the_target_among_equals(shared):
     """Over many layouts every object stands where the target stands, and stands there as often."""
-    target, others, present = [], [], []
+    target, others, present, counts_of_scene = [], [], [], []
     for index in range(400):
         layout = sample_layout(shared, "shared", 2, index, task=index % 10)
         places = positions(layout)
         places.pop("basket_1")
         assert layout.target in places
         assert layouts.NUM_SHARED[0] <= len(places) <= layouts.NUM_SHARED[1]
+        counts_of_scene.append(len(places))
         present += list(places)
         target.append(places.pop(layout.target))
         others += list(places.values())
     target, others = np.array(target), np.array(others)
+    # The number of objects is drawn evenly, too.
+    sizes = np.bincount(counts_of_scene)[layouts.NUM_SHARED[0] :]
+    assert (np.abs(sizes / sizes.mean() - 1) < 0.25).all()
     error = np.sqrt(target.var(0) / len(target) + others.var(0) / len(others))
     assert (np.abs(target.mean(0) - others.mean(0)) < 4 * error).all()
     assert (np.abs(target.std(0) / others.std(0) - 1) < 0.15).all()
@@ -141,14 +146,20 @@ def test_parked_objects_are_neither_seen_nor_simulated(shared):
     np.testing.assert_array_equal(shared.render("agentview").rgb, picture)
 
 
-def test_everything_that_stands_in_a_layout_is_visible(shared, moved):
+def test_the_target_is_visible_and_the_whole_scene_is_in_the_picture(shared, moved):
     for environment, kind in ((moved, "moved"), (shared, "shared")):
-        layout = sample_layout(environment, kind, 6, 0)
-        apply_layout(environment, layout)
-        frame = environment.render("agentview", mask=True)
-        assert frame.mask.sum() > 100
-        assert not frame.mask[[0, -1]].any()
-        assert not frame.mask[:, [0, -1]].any()
+        for index in range(3):
+            layout = sample_layout(environment, kind, 6, index)
+            apply_layout(environment, layout)
+            task = environment.task
+            for name in layout.objects:
+                # The mask shows objects of interest; asked for one at a time, it shows each.
+                environment.task = dataclasses.replace(task, objects_of_interest=(name,))
+                mask = environment.render("agentview", rgb=False, mask=True).mask
+                assert mask.sum() > (30 if name == task.target else 5), (kind, index, name)
+                assert not mask[[0, -1]].any()
+                assert not mask[:, [0, -1]].any()
+            environment.task = task
 
 
 def test_the_goal_follows_the_target_of_a_shared_layout(shared):
