@@ -1,6 +1,6 @@
 """One libero_object task in moved layouts, small enough for two CPU cores: what ``launch/quickstart.sh`` trains.
 
-Hardware: two CPU cores, no GPU; about 2 GiB of memory. The policy and its blind control train side by side, a core each.
+Hardware: two CPU cores, no GPU; about 2 GiB of memory. Policy and blind control train side by side, a core each.
 Time: 12 minutes on one core of an AMD EPYC (Zen 4) for 2,000 steps of 16 samples.
 Expected: see ``docs/results.md``.
 Command, after recording (see ``launch/quickstart.sh``):

@@ -2,5 +2,5 @@
 
 from pokevla_jax.sim.upstream import choose_gl
 
-# MuJoCo reads the OpenGL back-end once, when it is first imported, and every path to it here leads through this package.
+# MuJoCo reads the OpenGL back-end once, at its first import, and every path to it leads through this package.
 choose_gl()

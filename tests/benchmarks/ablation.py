@@ -2,10 +2,10 @@
 
     python tests/benchmarks/ablation.py runs/seed0 runs/seed1 runs/seed2
 
-Each folder is a finished ``launch/quickstart.sh --seed S --layouts 40``: its demonstrations, its settings and its held-out
-layouts are used again, its policy is the full network. Two networks train at a time, one core each. Prints the
-four closed-loop rates, pooled over the folders, and each one's paired difference to the full network. Run again, it
-continues where it stopped.
+Each folder is a finished ``launch/quickstart.sh --seed S --layouts 40``: its demonstrations, its settings and its
+held-out layouts are used again, its policy is the full network. Two networks train at a time, one core each. Prints
+the four closed-loop rates, pooled over the folders, and each one's paired difference to the full network. Run again,
+it continues where it stopped.
 """
 
 import json
