@@ -169,7 +169,7 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
 
     folder = Path(checkpoints.resolve(path, step))
     step = int(folder.name)
-    config = checkpoints.load_config(path, step)
+    config, assets = checkpoints.load_assets(path, step)
     horizon = config.model.action_horizon
     if execute is not None and not 1 <= execute <= horizon:
         raise EvaluationError(f"--execute {execute}: the policy's chunks have {horizon} actions; give 1 to {horizon}")
@@ -179,6 +179,7 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
         "preset": config.model.preset,
         "step": step,
         "seed": config.seed,
+        "pictures": list(assets.pictures),
         "fingerprint": folder_hash(folder / "params"),
         "chunk": horizon,
         "execute": execute or horizon,

@@ -46,6 +46,15 @@ class Protocol:
             "policy": dict(self.policy),
         }
 
+    def unlike_training(self) -> str:
+        """One sentence where the policy was trained on pictures drawn in another way, else nothing."""
+        trained = self.policy.get("pictures", [])
+        if not trained or any(all(self.simulation[key] == value for key, value in way.items()) for way in trained):
+            return ""
+        ways = " and ".join(f"{way['assets']} assets through {way['renderer']}" for way in trained)
+        here = f"{self.simulation['assets']} assets through {self.simulation['renderer']}"
+        return f"The policy was trained on pictures of {ways} and sees {here} here; expect it to fail"
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Protocol":
         """The inverse of ``to_dict``; the hashes are computed again."""

@@ -91,6 +91,7 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "groups": [_group(group, groups[0]) for group in groups],
                 "tasks": _tasks(groups),
                 "protocol": members[0].summary["protocol"],
+                "notes": sorted({note for run in members if (note := run.folder.protocol().unlike_training())}),
             }
         )
     return result
@@ -196,6 +197,7 @@ def warnings(all_sections: Sequence[Mapping[str, Any]]) -> list[str]:
     if not all(section["protocol"]["published"] for section in all_sections):
         lines.append("Renderer, image size or resets differ from the published protocol (see the end of the page).")
     for section in all_sections:
+        lines += [f"{note}." for note in section["notes"]]
         for group in section["groups"]:
             if group["error"]:
                 reasons = sorted({record["reason"] for record in group["errors"]})

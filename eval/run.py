@@ -160,7 +160,10 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     try:
         where = str(Path(options.policy).resolve()) if policy.load else options.policy
         context = {"command": command, "policy": where, "assets": str(assets.root), "workers": workers}
-        folder.open(specs, Protocol(simulation=simulation, policy=policy.facts), context | machine())
+        protocol = Protocol(simulation=simulation, policy=policy.facts)
+        if note := protocol.unlike_training():
+            print(f"warning: {note}", file=sys.stderr)
+        folder.open(specs, protocol, context | machine())
         if missing := folder.missing():
             videos = None
             if options.videos != "none":

@@ -8,6 +8,7 @@ versions): each step folder is sufficient by itself.
 import json
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from typing import Literal
@@ -39,6 +40,8 @@ class Assets:
     tokenizer_json: Mapping[str, Any] | None
     versions: Mapping[str, str]
     dataset: str = ""
+    # How the simulator drew the training images, one entry per way; empty where nothing is known.
+    pictures: Sequence[Mapping[str, Any]] = ()
     step: int = 0
 
 
@@ -65,19 +68,25 @@ def load_policy_checkpoint(
             f"{preset!r} run, or the configuration of this one"
         )
     params = _read_params(folder, sharding)
-    return config, params, Assets(
+    return config, params, _assets(folder, assets)
+
+
+def load_assets(path: epath.PathLike, step: Step = None) -> tuple[Config, Assets]:
+    """A checkpoint without its parameters; raises as ``load_policy_checkpoint`` does."""
+    folder = resolve(path, step)
+    assets = _read_assets(folder)
+    return _config(folder, assets), _assets(folder, assets)
+
+
+def _assets(folder: epath.Path, assets: Mapping[str, Any]) -> Assets:
+    return Assets(
         statistics=assets.get("statistics"),
         tokenizer_json=assets.get("tokenizer"),
         versions=assets.get("versions", {}),
         dataset=assets.get("dataset", ""),
+        pictures=assets.get("pictures", ()),
         step=int(folder.name),
-    )  # fmt: skip
-
-
-def load_config(path: epath.PathLike, step: Step = None) -> Config:
-    """The configuration of a checkpoint, without its parameters; raises as ``load_policy_checkpoint`` does."""
-    folder = resolve(path, step)
-    return _config(folder, _read_assets(folder))
+    )
 
 
 def resolve(path: epath.PathLike, step: Step = None) -> epath.Path:

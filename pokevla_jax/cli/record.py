@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def command(arguments: argparse.Namespace) -> None:
+def command(arguments: argparse.Namespace) -> int:
     """Records what the arguments ask for and prints what became of it."""
     for name, low in (("episodes", 1), ("workers", 1), ("render_every", 1), ("start_steps", 0), ("layout_seed", 0)):
         _at_least(name, getattr(arguments, name), low)
@@ -99,21 +100,25 @@ def command(arguments: argparse.Namespace) -> None:
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     begin = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), disable=arguments.json) as bar:
-        total = recording.episodes * len(tasks)
-        row = bar.add_task("recording episodes", total=total)
-        results = record(recording, out, workers=arguments.workers, progress=lambda n: bar.update(row, completed=n))
+    try:
+        with Progress(*columns, TimeRemainingColumn(), disable=arguments.json) as bar:
+            row = bar.add_task("recording episodes", total=recording.episodes * len(tasks))
+            results = record(recording, out, workers=arguments.workers, progress=lambda n: bar.update(row, completed=n))
+    except KeyboardInterrupt:
+        print(f"pokevla-record: interrupted; the same command goes on with what is in {out}", file=sys.stderr)
+        return 130
     summary = summarise(results, time.monotonic() - begin)
     (out / "recording.json").write_text(json.dumps(summary, indent=1) + "\n")
     if arguments.json:
         print(json.dumps(summary))
-        return
+        return 0
     print(
         f"{summary['stored']} of {summary['attempted']} episodes in {out}, {summary['failed_episodes']} failed; "
         f"{summary['reused_shards']} of {len(results)} shards reused, {summary['minutes']:.1f} min"
     )
     if seconds := summary["core_seconds_per_episode"]:
         print(f"core seconds per episode: {seconds['physics']} physics, {seconds['rendering']} rendering")
+    return 0
 
 
 def summarise(results: list[ShardResult], seconds: float) -> dict:

@@ -175,6 +175,7 @@ def _check_stored_states(recording: Recording) -> None:
 def _record_parallel(shards: Sequence[Shard], out: Path, workers: int, finish: Callable[[ShardResult], None]) -> None:
     # Spawned, not forked: an OpenGL context does not survive a fork.
     context = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, len(shards)), mp_context=context) as pool:
         futures = [pool.submit(record_shard, shard, out) for shard in shards]
         try:
@@ -188,6 +189,11 @@ def _record_parallel(shards: Sequence[Shard], out: Path, workers: int, finish: C
         except (SimulationError, AssetError, DataError) as error:
             # What a worker had to say, said here.
             raise SimulationError(str(error)) from error
+        except KeyboardInterrupt:
+            # Do not wait for shards in progress: their states are stored or cheap.
+            for worker in set(multiprocessing.active_children()) - before:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

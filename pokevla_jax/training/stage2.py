@@ -96,8 +96,17 @@ def make_data(config: Config) -> TrainData:
             "statistics": statistics.to_json(),
             "tokenizer": tokenizer.to_json(),
             "dataset": str(config.data.path),
+            "pictures": pictures(dataset),
         },
     )
+
+
+def pictures(dataset: records.EpisodeDataset) -> list[dict[str, Any]]:
+    """How the simulator drew the dataset's images, once per way; empty for data from elsewhere."""
+    keys = ("assets", "assets_sha256", "renderer")
+    protocols = [settings["protocol"] for settings in dataset.manifest["settings"] if "protocol" in settings]
+    found = [{key: protocol[key] for key in keys} for protocol in protocols]
+    return [entry for i, entry in enumerate(found) if entry not in found[:i]]
 
 
 def _count(mask: Array) -> Float[Array, ""]:
