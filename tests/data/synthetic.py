@@ -25,9 +25,11 @@ NO_AUGMENTATION = AugmentConfig(crop_area=1.0, brightness=0, contrast=0, saturat
 
 
 def config(*, augment: AugmentConfig = NO_AUGMENTATION, **data) -> Config:
-    """The tiny network with every label switched on."""
+    """The tiny network with every label switched on, and views smaller than their source, so that all is resampled."""
+    tiny = presets.tiny()
     model = dataclasses.replace(
-        presets.tiny(),
+        tiny,
+        vision=dataclasses.replace(tiny.vision, image_size=96),
         segmentation=SegmentationConfig(image_encoder="small", feature_grid=16),
         geometry=GeometryConfig(teacher="depth"),
         keypoint=KeypointConfig(weight=0.3),
