@@ -107,6 +107,8 @@ class LiberoEnvironment:
         # Nothing reads robosuite's observables (``proprio`` and ``render`` look at the simulator when asked), but each
         # of the 25 physics steps would update them, and a hard reset expects to find them.
         self._observables, env._observables = env._observables, {}
+        # robosuite hides its coloured marks (grip site and axis) at a reset; states may be drawn before the first one.
+        env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))
         return env
 
     def set_task(self, task: TaskSpec) -> None:
