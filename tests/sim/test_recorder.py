@@ -86,7 +86,8 @@ def test_goes_on_where_it_was(recorded, recording, monkeypatch):
     contents = removed.read_bytes(), removed.with_suffix(".arrayrecord").read_bytes()
     removed.unlink()
     (out / "manifest.json").unlink()
-    # The states are there already: nothing is played again.
+    # The states are there already: nothing is played again, and a new process draws the same pictures.
+    recorder.close()
     monkeypatch.setattr(recorder, "demonstrate", None)
     results = record(recording, out)
     assert [result.reused for result in results] == [True, False]
@@ -156,6 +157,15 @@ def test_wrong_requests_get_one_sentence(arguments, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+def test_an_interruption_gets_one_sentence(libero_assets, tmp_path, capsys, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recorder, "record_shard", interrupt)
+    assert cli.main(["--out", str(tmp_path), "--episodes", "1", "--assets", str(libero_assets.root)]) == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
 
 
 def test_an_unwritable_folder_gets_one_sentence(tmp_path, capsys):
