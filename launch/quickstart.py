@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in --out first")
     parser.add_argument("--seed", type=int, default=0, help="seed of network, demonstrations and held-out layouts")
     parser.add_argument("--task", type=int, default=0, help="task of libero_object (0: alphabet soup)")
-    parser.add_argument("--episodes", type=int, default=320, help="demonstrations to record")
+    parser.add_argument("--episodes", type=int, default=400, help="demonstrations to record")
     parser.add_argument("--layouts", type=int, default=20, help="held-out layouts to evaluate on")
     parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
     parser.add_argument("--config", default="configs/libero_object_quickstart.py", help="training configuration")
