@@ -27,6 +27,7 @@ def get_config():
     config.data.augment.shift = 0
 
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.b2 = 0.95
     config.optimizer.warmup_steps = 500
     config.optimizer.weight_decay = 0.01
     config.optimizer.ema_decay = 0.999
