@@ -32,7 +32,7 @@ def get_config():
     config.data.augment.crop_area = 1.0
     config.data.augment.shift = 0
 
-    # A second moment that forgets within the run: with b2 = 0.999 and 1e-3, 30 % instead of 95 % (docs/results.md).
+    # A second moment that forgets within so short a run: held-out action error 0.059, not 0.081 (docs/results.md).
     config.optimizer.learning_rate = 1.5e-3
     config.optimizer.b2 = 0.95
     config.optimizer.warmup_steps = 100
