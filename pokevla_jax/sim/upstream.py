@@ -47,7 +47,6 @@ def import_libero(assets: Path) -> ModuleType:
     hf-libero remembers its asset folder in a module variable; setting that redirects every object and arena built
     afterwards in this process, and nothing is written into the installed package.
     """
-    choose_gl()
     # robosuite reports a missing private macro file through this logger, at import, by a deprecated method.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="The 'warn' method is deprecated", module="robosuite")

@@ -15,16 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pokevla_jax.sim.upstream import choose_gl
-
-choose_gl()  # before MuJoCo is imported
-
-from eval.agents import RandomAgent  # noqa: E402
-from eval.episode import run_episode  # noqa: E402
-from eval.run import Options  # noqa: E402
-from eval.run import build_manifest  # noqa: E402
-from eval.scenes import LiberoScenes  # noqa: E402
-from pokevla_jax.sim.assets import resolve_assets  # noqa: E402
+from eval.agents import RandomAgent
+from eval.episode import run_episode
+from eval.run import Options
+from eval.run import build_manifest
+from eval.scenes import LiberoScenes
+from pokevla_jax.sim.assets import resolve_assets
 
 
 class LookingAgent(RandomAgent):
