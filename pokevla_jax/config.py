@@ -170,8 +170,14 @@ class ModelConfig:
     max_prompt_length: int = 64
     # Arithmetic of the forward pass; parameters are float32, frozen ones may be bfloat16.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    # What the backward pass recomputes: nothing, all but matmul outputs, whole layers, or whole layers of every part.
+    # What the backward pass of a layer has at hand: everything; the outputs of linear maps and attention; attention's
+    # output alone; or nothing but the layer's input, in the mask decoders too ("full").
     remat: Literal["none", "dots", "layers", "full"] = "layers"
+    # Self-attention of towers and language model: plain XLA everywhere, cuDNN's fused kernel on GPU (bfloat16), or the
+    # splash kernel on TPU. The action head joins several sources under one softmax, which only XLA computes.
+    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    # Tokens per device whose logits over the vocabulary exist at one time (stage 1).
+    logits_chunk: int = 1024
 
     @property
     def num_vision_tokens(self) -> int:
@@ -213,6 +219,9 @@ class DataConfig:
     zero_language: bool = False
     # Fraction of noise added to the normalised proprio in training, against copying the state.
     proprio_noise: float = 0.0
+    # Stage 1: tokens of one packed row, image slots included, and how many images a row may hold.
+    pack_length: int = 2048
+    pack_images: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +235,15 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     clip_norm: float = 1.0
+    # Of Adam's first moment; "bfloat16" saves 2 bytes a trained parameter, the second moment stays float32.
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Weight of log(sum of exponentials)^2 per token in stage 1, against drifting logits; 0 is the paper's loss.
+    z_loss: float = 0.0
+    # Low-rank adapters on the linear maps whose paths match; 0: none. What they adapt is frozen, as is what ``freeze``
+    # names, adapters excepted. Rank and scale are unknown in the paper; VLA-Adapter's are 64 and alpha 128.
+    lora_rank: int = 0
+    lora_alpha: float = 128.0
+    lora_targets: tuple[str, ...] = (r"vision/(dinov2|siglip)/blocks/.*", r"vision/projector/.*", r"language/layers/.*")
     # Regular expressions on parameter paths ("vision/dinov2/.*"); what matches is frozen and has no optimizer memory.
     freeze: tuple[str, ...] = ()
     # How frozen parameters are kept; "bfloat16" halves their memory and rounds them once.
@@ -264,6 +282,8 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    # "vla": the action policy (stage 2). "vlm": its vision-language model alone, on conversations (stage 1).
+    stage: Literal["vla", "vlm"] = "vla"
     batch_size: int = 64
     num_steps: int = 150_000
     seed: int = 0
@@ -354,5 +374,14 @@ def validate(config: Config) -> None:
             f"config.batch_size {config.batch_size} is not divisible by optimizer.accumulation_steps "
             f"{config.optimizer.accumulation_steps}"
         )
+    if model.attention == "cudnn" and model.dtype != "bfloat16":
+        raise ConfigError(f"config.model.attention 'cudnn' computes in bfloat16; config.model.dtype is {model.dtype!r}")
+    if config.stage == "vlm":
+        slots = config.data.pack_images * model.vision.num_patches
+        if slots >= config.data.pack_length:
+            raise ConfigError(
+                f"config.data.pack_length {config.data.pack_length} leaves no room for text beside pack_images "
+                f"{config.data.pack_images} x {model.vision.num_patches} patches = {slots} tokens"
+            )
     if list(dataclasses.astuple(config.mesh)).count(-1) > 1:
         raise ConfigError("config.mesh may leave only one axis to fill (-1)")
