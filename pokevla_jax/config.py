@@ -102,6 +102,14 @@ class ActionHeadConfig:
     # tanh(g), g = 0 at the start, multiplies the logits of the gated sources.
     gate: Literal["vision", "vision_and_seg", "none"] = "vision"
     inject_seg: bool = True
+    # What the latents start from: a learned vector per step of the chunk, or VLA-Adapter's norm and linear layer over
+    # zeros (in training over noise, one sample for the whole batch).
+    latents: Literal["learned", "projected"] = "learned"
+    # Positions of the "pro" block: Qwen2's rotation, or the one that the released VLA-Adapter-Pro weights learned with.
+    rotary: Literal["half_split", "vla_adapter"] = "half_split"
+    # VLA-Adapter reads vision and query states one position early: the first prompt token instead of the last patch,
+    # the last prompt token instead of the last query.
+    shifted_context: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +172,10 @@ class ModelConfig:
     geometry: GeometryConfig
     keypoint: KeypointConfig = KeypointConfig()
     views: tuple[str, ...] = ("agentview", "wrist")
+    # Whether a learned <SEG> token stands before the action queries.
+    seg_token: bool = True
+    # Where the vision tokens stand: in front, or spliced in after the first prompt token, as VLA-Adapter does.
+    vision_position: Literal["first", "after_first_token"] = "first"
     action_dim: int = 7
     action_horizon: int = 8
     proprio_dim: int = 8
@@ -369,6 +381,22 @@ def validate(config: Config) -> None:
             "config.model.action_head.context 'layerwise' needs as many head blocks as language layers: "
             f"{model.action_head.num_layers} and {model.language.num_layers}"
         )
+    if model.action_head.shifted_context and model.vision_position == "first":
+        raise ConfigError(
+            "config.model.action_head.shifted_context reads the position before the first patch, and there is none; "
+            "set config.model.vision_position to 'after_first_token'"
+        )
+    readers = {
+        "action_head.inject_seg": model.action_head.inject_seg,
+        "segmentation.weight": model.segmentation.weight,
+        "keypoint.weight": model.keypoint.weight,
+    }
+    for name, value in readers.items():
+        if value and not model.seg_token:
+            raise ConfigError(
+                f"config.model.{name} {value} reads the state of <SEG>, which config.model.seg_token False leaves out; "
+                f"switch {name} off, or the token on"
+            )
     if config.batch_size % config.optimizer.accumulation_steps:
         raise ConfigError(
             f"config.batch_size {config.batch_size} is not divisible by optimizer.accumulation_steps "

@@ -24,7 +24,7 @@ def values(**changes) -> dict:
     return result
 
 
-@pytest.mark.parametrize("preset", [presets.tiny, presets.pokevla])
+@pytest.mark.parametrize("preset", presets.PRESETS.values())
 def test_round_trip_through_json(preset):
     config = Config(model=preset(), batch_size=48, seed=3)
     assert config_lib.from_dict(Config, json.loads(json.dumps(config_lib.to_dict(config)))) == config
@@ -90,6 +90,14 @@ def test_missing_key_is_named():
             {"model__action_head__context": "layerwise", "model__action_head__num_layers": 1},
             r"'layerwise' needs as many head blocks as language layers: 1 and \d",
         ),
+        (
+            {"model__action_head__shifted_context": True},
+            r"position before the first patch, .* set config\.model\.vision_position to 'after_first_token'",
+        ),
+        (
+            {"model__seg_token": False},
+            r"config\.model\.action_head\.inject_seg True reads the state of <SEG>, .* switch action_head\.inject_seg",
+        ),
         ({"batch_size": 10, "optimizer__accumulation_steps": 4}, r"batch_size 10 is not divisible by .* 4"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, r"config\.mesh may leave only one axis to fill"),
     ],
@@ -99,6 +107,6 @@ def test_contradictions_are_refused_with_what_to_change(change, sentence):
         config_lib.from_config_dict(values(**change))
 
 
-@pytest.mark.parametrize("name", ["tiny", "pokevla"])
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_are_valid(name):
     config_lib.validate(Config(model=presets.get_preset(name)))

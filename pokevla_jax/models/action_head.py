@@ -2,8 +2,11 @@
 
 Source: the paper's figure 3 for the branches, VLA-Adapter(-Pro) for everything it leaves open. In VLA-Adapter the
 latents come from a LayerNorm of zeros through a linear layer, which after training is a constant; here that constant
-is the parameter ``latents`` (one vector per step of the chunk), and the 5.6 M weights behind it are gone.
+is the parameter ``latents`` (one vector per step of the chunk), and the 5.6 M weights behind it are gone. What the
+released VLA-Adapter weights need instead is in ``vla_adapter.py``.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from flax import nnx
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models import vla_adapter
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.layers import MLP
@@ -19,7 +23,6 @@ from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.models.layers import Linear
-from pokevla_jax.models.layers import RotaryTable
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
 from pokevla_jax.models.layers import rotary_table
@@ -34,6 +37,20 @@ GATED = {"vision": ("vision",), "vision_and_seg": ("vision", "seg"), "none": ()}
 Context = dict[str, Float[Array, "... b z d"]]
 """What the latents attend to, by source: ``query`` (queries, then proprio), ``vision`` and, if injected, ``seg``."""
 
+Turn = Callable[[Float[Array, "b z h k"]], Float[Array, "b z h k"]]
+"""Queries or keys with their positions put in; positions restart at 0 in every source."""
+
+
+def _rotate(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
+    return rotate(x, rotary_table(jnp.arange(x.shape[1]), x.shape[-1], ROPE_THETA))
+
+
+def _keep(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
+    return x
+
+
+TURNS: dict[str, Turn] = {"half_split": _rotate, "vla_adapter": vla_adapter.turn}
+
 
 class KeyValue(nnx.Module):
     """Keys and values of one source."""
@@ -42,9 +59,8 @@ class KeyValue(nnx.Module):
         self.k_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
         self.v_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
 
-    def __call__(self, x: Float[Array, "b z d"], rotary: RotaryTable | None) -> Source:
-        keys = self.k_proj(x)
-        return Source(keys if rotary is None else rotate(keys, rotary), self.v_proj(x))
+    def __call__(self, x: Float[Array, "b z d"], turn: Turn) -> Source:
+        return Source(turn(self.k_proj(x)), self.v_proj(x))
 
 
 class Block(nnx.Module):
@@ -54,8 +70,8 @@ class Block(nnx.Module):
         head = config.action_head
         width, context_width = head.width, config.language.width
         self.pro, self.joint = head.block == "pro", head.concat == "joint_softmax"
-        self.head_dim = width // head.num_heads
-        heads = (head.num_heads, self.head_dim)
+        self.turn = TURNS[head.rotary] if self.pro else _keep
+        heads = (head.num_heads, width // head.num_heads)
         self.names = ("latents", "query", "vision") + (("seg",) if head.inject_seg else ())
         self.q_proj = Linear(width, heads, axes=("embed", "heads", "head_dim"))
         if self.pro:
@@ -75,9 +91,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
         with jax.named_scope("attention"):
-            queries = self.q_proj(x)
-            if self.pro:
-                queries = rotate(queries, self._rotary(x))
+            queries = self.turn(self.q_proj(x))
             sources = [self._source(name, x if name == "latents" else context[name]) for name in self.names]
             if self.joint:
                 y = attend(queries, *sources)
@@ -89,12 +103,8 @@ class Block(nnx.Module):
 
     def _source(self, name: str, tokens: Float[Array, "b z d"]) -> Source:
         project = self.sources[name] if self.pro else self.shared
-        source = project(tokens, self._rotary(tokens) if self.pro else None)
+        source = project(tokens, self.turn)
         return source._replace(gain=jnp.tanh(self.gates[name][...])) if name in self.gates else source
-
-    def _rotary(self, tokens: Float[Array, "b z d"]) -> RotaryTable:
-        # Positions restart at 0 in every source.
-        return rotary_table(jnp.arange(tokens.shape[1]), self.head_dim, ROPE_THETA)
 
 
 class ActionHead(nnx.Module):
@@ -109,7 +119,11 @@ class ActionHead(nnx.Module):
             )
         self.remat, self.layerwise = config.remat, head.context == "layerwise"
         # The reference's latents enter at unit variance.
-        self.latents = parameter(Init(std=1.0), (config.action_horizon, head.width), (None, "embed"))
+        self.latents = (
+            parameter(Init(std=1.0), (config.action_horizon, head.width), (None, "embed"))
+            if head.latents == "learned"
+            else vla_adapter.ProjectedLatents(config)
+        )
         self.proprio = MLP(config.proprio_dim, width, width, axes=(None, "mlp", "embed"))
         self.blocks = stacking.stack(lambda: Block(config), head.num_layers)
         self.norm = LayerNorm(head.width, eps=EPS)
@@ -118,19 +132,20 @@ class ActionHead(nnx.Module):
     def __call__(
         self,
         vision: Float[Array, "... b n d"],
-        seg: Float[Array, "... b d"],
+        seg: Float[Array, "... b d"] | None,
         queries: Float[Array, "... b q d"],
         proprio: Float[Array, "b r"],
+        key: Array | None = None,
     ) -> Float[Array, "b t a"]:
-        """The context carries a leading layer axis where the head is layer-wise."""
+        """The context carries a leading layer axis where the head is layer-wise; ``key`` switches training noise on."""
         state = self.proprio(proprio.astype(queries.dtype))[:, None]
         state = jnp.broadcast_to(state, (*queries.shape[:-2], 1, state.shape[-1]))
-        context = {
-            "query": jnp.concatenate([queries, state], axis=-2),
-            "vision": vision,
-            "seg": seg[..., None, :],
-        }
-        x = repeat(self.latents[...], proprio.shape[0]).astype(queries.dtype)
+        context = {"query": jnp.concatenate([queries, state], axis=-2), "vision": vision}
+        if seg is not None:
+            context["seg"] = seg[..., None, :]
+        projected = isinstance(self.latents, vla_adapter.ProjectedLatents)
+        latents = self.latents(queries.dtype, key) if projected else self.latents[...]
+        x = repeat(latents, proprio.shape[0]).astype(queries.dtype)
         if self.layerwise:
             x, _ = stacking.scan(
                 self.blocks, x, step=lambda block, x, c: block(x, c), per_layer=context, remat=self.remat

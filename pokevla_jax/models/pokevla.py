@@ -1,10 +1,12 @@
 """PokeVLA, stage 2: two views, an instruction and the robot's state to a chunk of actions.
 
-The sequence of the language model is ``[vision tokens, view by view | prompt | <SEG> | action queries]``, causal. The
-robot's state stays out of it and enters the action head. Segmentation, alignment and keypoints exist for their losses:
+The sequence of the language model is ``[vision tokens, view by view | prompt | <SEG> | action queries]``, causal (the
+VLA-Adapter presets have no ``<SEG>``, and the first prompt token in front of the vision tokens). The robot's state
+stays out of it and enters the action head. Segmentation, alignment and keypoints exist for their losses:
 with ``train=False`` they are not computed, and where their weight is 0 they have no parameters.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +38,16 @@ from pokevla_jax.typing import UInt8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Hidden:
-    """Hidden states of the language model, by what stands at their positions.
+    """Hidden states of the language model, by what stands at their positions; ``seg`` is None without a ``<SEG>``.
 
-    ``layers`` holds the same states after every layer, on a leading axis, where the action head reads them.
+    ``context`` is what the action head reads instead, where it reads every layer (on a leading axis) or one position
+    early.
     """
 
     vision: Float[Array, "... b n d"]
-    seg: Float[Array, "... b d"]
+    seg: Float[Array, "... b d"] | None
     queries: Float[Array, "... b q d"]
-    layers: "Hidden | None" = None
+    context: "Hidden | None" = None
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +79,7 @@ class PokeVLA(nnx.Module):
         self.config = config
         self.vision = VisionEncoder(config)
         self.language = Decoder(config.language)
-        self.seg_token = parameter(TOKEN, (1, width), (None, "embed"))
+        self.seg_token = parameter(TOKEN, (1, width), (None, "embed")) if config.seg_token else None
         self.action_queries = parameter(TOKEN, (config.action_head.num_queries, width), (None, "embed"))
         self.action_head = ActionHead(config)
         self.segmentation = Segmentation(config) if config.segmentation.weight else None
@@ -98,9 +101,12 @@ class PokeVLA(nnx.Module):
         with jax.named_scope("vision"):
             vision = self.vision(images)
         b, n, _ = vision.shape
-        own = jnp.concatenate([self.seg_token[...], self.action_queries[...]])
-        sequence = jnp.concatenate([vision, self.language.embed(tokens, dtype), repeat(own, b).astype(dtype)], axis=1)
-        valid = jnp.concatenate([jnp.ones((b, n), bool), token_mask, jnp.ones((b, own.shape[0]), bool)], axis=1)
+        own = [token[...] for token in (self.seg_token, self.action_queries) if token is not None]
+        learned = repeat(jnp.concatenate(own), b).astype(dtype)
+        prompt, start = self.language.embed(tokens, dtype), self._vision_start
+        sequence = jnp.concatenate([prompt[:, :start], vision, prompt[:, start:], learned], axis=1)
+        seen, own_seen = jnp.ones((b, n), bool), jnp.ones(learned.shape[:2], bool)
+        valid = jnp.concatenate([token_mask[:, :start], seen, token_mask[:, start:], own_seen], axis=1)
         with jax.named_scope("language"):
             last, layers = self.language(
                 sequence,
@@ -109,18 +115,39 @@ class PokeVLA(nnx.Module):
                 remat=config.remat,
                 all_layers=config.action_head.context == "layerwise",
             )
-        split = self._split(last, n)
-        return Hidden(split.vision, split.seg, split.queries, None if layers is None else self._split(layers, n))
+        hidden = self._split(last, n)
+        read = last if layers is None else layers
+        if config.action_head.shifted_context:
+            return dataclasses.replace(hidden, context=self._split_shifted(read, n, token_mask.sum(-1)))
+        return hidden if layers is None else dataclasses.replace(hidden, context=self._split(layers, n))
+
+    @property
+    def _vision_start(self) -> int:
+        return 0 if self.config.vision_position == "first" else 1
 
     def _split(self, states: Float[Array, "... b s d"], num_vision: int) -> Hidden:
-        first = states.shape[-2] - self.config.action_head.num_queries
-        return Hidden(states[..., :num_vision, :], states[..., first - 1, :], states[..., first:, :])
+        start, first = self._vision_start, states.shape[-2] - self.config.action_head.num_queries
+        seg = states[..., first - 1, :] if self.config.seg_token else None
+        return Hidden(states[..., start : start + num_vision, :], seg, states[..., first:, :])
 
-    def act(self, hidden: Hidden, proprio: Float[Array, "b r"]) -> Float[Array, "b t a"]:
-        """The chunk of normalised actions."""
-        read = hidden.layers or hidden
+    def _split_shifted(
+        self, states: Float[Array, "... b s d"], num_vision: int, prompt_length: Int[Array, "b"]
+    ) -> Hidden:
+        """Vision and query states one position early, counting valid tokens: no padding comes into view."""
+        hidden, start = self._split(states, num_vision), self._vision_start - 1
+        if hidden.seg is not None:
+            before = hidden.seg[..., None, :]
+        else:
+            last_prompt = (num_vision + prompt_length - 1).reshape((1,) * (states.ndim - 3) + (-1, 1, 1))
+            before = jnp.take_along_axis(states, last_prompt, axis=-2)
+        queries = jnp.concatenate([before, hidden.queries[..., :-1, :]], axis=-2)
+        return Hidden(states[..., start : start + num_vision, :], hidden.seg, queries)
+
+    def act(self, hidden: Hidden, proprio: Float[Array, "b r"], key: Array | None = None) -> Float[Array, "b t a"]:
+        """The chunk of normalised actions; ``key`` switches the training noise of projected latents on."""
+        read = hidden.context or hidden
         with jax.named_scope("action_head"):
-            return self.action_head(read.vision, read.seg, read.queries, proprio)
+            return self.action_head(read.vision, read.seg, read.queries, proprio, key)
 
     def segment(
         self, seg: Float[Array, "b d"], images: UInt8[Array, "b v h w 3"]
@@ -139,10 +166,10 @@ class PokeVLA(nnx.Module):
         with jax.named_scope("keypoint_head"):
             return _built(self.keypoint_head, "keypoint")(seg).astype(jnp.float32).reshape(seg.shape[0], -1, 3)
 
-    def __call__(self, batch: Batch, *, train: bool) -> Outputs:
-        """Actions and, in training, the outputs of every auxiliary part that has weight."""
+    def __call__(self, batch: Batch, *, train: bool, key: Array | None = None) -> Outputs:
+        """Actions and, in training, the outputs of every auxiliary part that has weight; ``key`` as for ``act``."""
         hidden = self.encode(batch["images"], batch["tokens"], batch["token_mask"])
-        actions = self.act(hidden, batch["proprio"])
+        actions = self.act(hidden, batch["proprio"], key)
         if not train:
             return Outputs(actions)
         coarse, fine = (None, None) if self.segmentation is None else self.segment(hidden.seg, batch["images"])

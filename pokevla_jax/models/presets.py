@@ -1,7 +1,12 @@
-"""The named networks: ``tiny`` for two CPU cores, ``pokevla`` with the paper's sizes. Same classes, other numbers."""
+"""The named networks: ``tiny`` for two CPU cores, ``pokevla`` with the paper's sizes, and the VLA-Adapter baselines.
 
+Same classes, other numbers.
+"""
+
+import dataclasses
 import difflib
 from collections.abc import Callable
+from typing import Literal
 
 from pokevla_jax.config import ActionHeadConfig
 from pokevla_jax.config import ConfigError
@@ -12,6 +17,9 @@ from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VisionConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def pokevla() -> ModelConfig:
@@ -29,9 +37,8 @@ def pokevla() -> ModelConfig:
                 class_token=True,
                 num_registers=4,
                 layer_scale=True,
-                # ImageNet's constants as the released Prismatic checkpoints carry them: rounded to bfloat16.
-                image_mean=(0.484375, 0.455078125, 0.40625),
-                image_std=(0.228515625, 0.2236328125, 0.224609375),
+                image_mean=IMAGENET_MEAN,
+                image_std=IMAGENET_STD,
             ),
             siglip=TowerConfig(width=1152, depth=27, num_heads=16, mlp_dim=4304),
             projector_dim=8704,
@@ -41,6 +48,44 @@ def pokevla() -> ModelConfig:
         segmentation=SegmentationConfig(),
         geometry=GeometryConfig(),
     )
+
+
+def _vla_adapter(preset: str, block: Literal["pro", "original"]) -> ModelConfig:
+    """PokeVLA without what it added to VLA-Adapter, and with VLA-Adapter's ways that its released weights rely on."""
+    base = pokevla()
+    dinov2 = dataclasses.replace(
+        base.vision.dinov2,
+        # ImageNet's constants as the released checkpoints carry them: rounded to bfloat16.
+        image_mean=(0.484375, 0.455078125, 0.40625),
+        image_std=(0.228515625, 0.2236328125, 0.224609375),
+    )
+    return dataclasses.replace(
+        base,
+        preset=preset,
+        vision=dataclasses.replace(base.vision, dinov2=dinov2),
+        action_head=ActionHeadConfig(
+            block=block,
+            context="layerwise",
+            inject_seg=False,
+            latents="projected",
+            rotary="vla_adapter",
+            shifted_context=True,
+        ),
+        segmentation=SegmentationConfig(weight=0.0),
+        geometry=GeometryConfig(weight=0.0),
+        seg_token=False,
+        vision_position="after_first_token",
+    )
+
+
+def vla_adapter() -> ModelConfig:
+    """VLA-Adapter with its original head: one key and value projection for all sources, no positions."""
+    return _vla_adapter("vla_adapter", "original")
+
+
+def vla_adapter_pro() -> ModelConfig:
+    """VLA-Adapter-Pro: keys and values per source, rotary positions."""
+    return _vla_adapter("vla_adapter_pro", "pro")
 
 
 def tiny(vocab_size: int = 256) -> ModelConfig:
@@ -59,8 +104,8 @@ def tiny(vocab_size: int = 256) -> ModelConfig:
                 num_registers=4,
                 layer_scale=True,
                 feature_block=-1,
-                image_mean=(0.485, 0.456, 0.406),
-                image_std=(0.229, 0.224, 0.225),
+                image_mean=IMAGENET_MEAN,
+                image_std=IMAGENET_STD,
             ),
             siglip=TowerConfig(width=64, depth=2, num_heads=2, mlp_dim=256, feature_block=-1),
             projector_dim=256,
@@ -92,7 +137,12 @@ def tiny(vocab_size: int = 256) -> ModelConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], ModelConfig]] = {"tiny": tiny, "pokevla": pokevla}
+PRESETS: dict[str, Callable[[], ModelConfig]] = {
+    "tiny": tiny,
+    "pokevla": pokevla,
+    "vla_adapter": vla_adapter,
+    "vla_adapter_pro": vla_adapter_pro,
+}
 
 
 def get_preset(name: str) -> ModelConfig:

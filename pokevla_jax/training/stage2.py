@@ -31,8 +31,8 @@ def make_objective(model: ModelConfig) -> Objective:
     """The training problem of the network that ``model`` describes."""
 
     def loss(params: Params, batch: Batch, key: Array, counts: Scalars) -> tuple[Float[Array, ""], Scalars]:
-        del key  # nothing in the network is random
-        return compute_losses(stacking.bind(model, params)(batch, train=True), batch, model, counts)
+        outputs = stacking.bind(model, params)(batch, train=True, key=key)
+        return compute_losses(outputs, batch, model, counts)
 
     def measure(params: Params, batch: Batch) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
         outputs = stacking.bind(model, params)(batch, train=True)

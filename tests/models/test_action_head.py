@@ -142,7 +142,7 @@ def test_layerwise_network_reads_every_layer(micro):
     batch = micro.batch
     encode = jax.jit(lambda params, *inputs: stacking.bind(config, params).encode(*inputs))
     hidden = encode(micro.params, batch["images"], batch["tokens"], batch["token_mask"])
-    assert hidden.layers.vision.shape == (2, 3, 8, 32)
+    assert hidden.context.vision.shape == (2, 3, 8, 32)
     # The last of the layers is what the other parts read, after the final norm.
-    np.testing.assert_array_equal(hidden.layers.seg[-1], hidden.seg)
-    assert not np.allclose(hidden.layers.seg[0], hidden.seg)
+    np.testing.assert_array_equal(hidden.context.seg[-1], hidden.seg)
+    assert not np.allclose(hidden.context.seg[0], hidden.seg)

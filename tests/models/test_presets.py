@@ -1,72 +1,54 @@
-"""The presets' sizes, counted from shapes alone."""
+"""The presets: what tells them apart. Their sizes are held by ``test_parameter_table.py``."""
 
 import dataclasses
-import math
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from pokevla_jax.config import ActionHeadConfig
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import validate
+from pokevla_jax.models import parameter_table
 from pokevla_jax.models import presets
-from pokevla_jax.models import stacking
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def count(tree):
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+def test_the_baselines_have_every_quirk_of_the_released_code_and_pokevla_none():
+    pokevla = presets.pokevla()
+    for block, preset in {"original": presets.vla_adapter(), "pro": presets.vla_adapter_pro()}.items():
+        assert preset.action_head == ActionHeadConfig(
+            block=block,
+            context="layerwise",
+            inject_seg=False,
+            latents="projected",
+            rotary="vla_adapter",
+            shifted_context=True,
+        )
+        assert (preset.seg_token, preset.vision_position) == (False, "after_first_token")
+        assert preset.segmentation.weight == preset.geometry.weight == preset.keypoint.weight == 0
+        assert preset.language == pokevla.language
+        statistics = preset.vision.dinov2.image_mean, preset.vision.dinov2.image_std
+        assert statistics == tuple(tuple(np.float32(x).astype(jnp.bfloat16) for x in xs) for xs in IMAGENET)
+        assert dataclasses.replace(preset.vision, dinov2=pokevla.vision.dinov2) == pokevla.vision
+    assert (pokevla.seg_token, pokevla.vision_position) == (True, "first")
+    assert pokevla.action_head == ActionHeadConfig(
+        block="pro", context="last", latents="learned", rotary="half_split", shifted_context=False
+    )
+    assert (pokevla.vision.dinov2.image_mean, pokevla.vision.dinov2.image_std) == IMAGENET
 
 
-@pytest.fixture(scope="module")
-def full():
-    return stacking.abstract_params(presets.pokevla())
-
-
-def test_the_language_model_and_the_projector_are_the_published_ones(full):
-    assert count(full["language"]) == 494_032_768
-    assert count(full["vision"]["projector"]) == 27_552_000
-
-
-def test_the_towers_are_timms_without_what_no_policy_reads(full):
-    block, norm = 12_598_272, 2 * 1024
-    assert count(full["vision"]["dinov2"]) == 303_230_976 - block - norm
-    block, norm, attention_pool = 15_239_504, 2 * 1152, 15_238_352
-    assert count(full["vision"]["siglip"]) == 427_680_704 - block - norm - attention_pool
-
-
-def test_the_mask_branch_is_sams(full):
-    segmentation = full["segmentation"]
-    assert count(segmentation["coarse_decoder"]) == count(segmentation["fine_decoder"]) == 4_058_340
-    assert count(segmentation["image_encoder"]) == 89_670_912
-    assert count(segmentation["seg_projection"]) == 1_033_344
-    # SAM's prompt encoder without its point and box embeddings (5), its "no mask" embedding counted in the first copy.
-    prompts = count(segmentation["fine_prompt"]) + count(segmentation["coarse_prompt"]["no_mask_embed"])
-    assert prompts == 6_220 - 5 * 256 + 256
+def test_the_huge_sam_encoder_is_sams():
     preset = presets.pokevla()
     huge = dataclasses.replace(preset, segmentation=dataclasses.replace(preset.segmentation, sam_variant="vit_h"))
-    assert count(stacking.abstract_params(huge)["segmentation"]["image_encoder"]) == 637_026_048
-
-
-@pytest.mark.parametrize(("block", "published"), [("pro", 179_286_047), ("original", 102_129_695)])
-def test_the_action_head_is_vla_adapters(block, published):
-    preset = presets.pokevla()
-    config = dataclasses.replace(
-        preset, action_head=dataclasses.replace(preset.action_head, block=block, inject_seg=False)
-    )
-    head = stacking.abstract_params(config)["action_head"]
-    # Kept apart in the reference (proprio), and the constant start that stands for its input layer (latents).
-    ours = count(head) - count(head["proprio"]) - count(head["latents"])
-    input_layer = 2 * 6272 + 6272 * 896 + 896
-    assert ours == published - input_layer
-    assert count(head["proprio"]) == 811_776
-
-
-def test_the_align_projector_is_spatial_forcings(full):
-    assert count(full["align_projector"]) == 6_035_200
+    rows = {row.part: row for row in parameter_table.rows(huge)}
+    assert rows["image encoder"].total == 637_026_048
 
 
 def test_tiny_is_tiny():
-    assert 1e6 < count(stacking.abstract_params(presets.tiny())) < 3e6
+    assert 1e6 < sum(row.total for row in parameter_table.rows(presets.tiny())) < 3e6
 
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))
