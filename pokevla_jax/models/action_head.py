@@ -27,11 +27,11 @@ from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
+from pokevla_jax.models.vla_adapter import EPS
+from pokevla_jax.models.vla_adapter import ROPE_THETA
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
-ROPE_THETA = 10_000.0
-EPS = 1e-5  # torch's default, which the reference head uses
 GATED = {"vision": ("vision",), "vision_and_seg": ("vision", "seg"), "none": ()}
 
 Context = dict[str, Float[Array, "... b z d"]]

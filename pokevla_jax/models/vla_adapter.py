@@ -15,7 +15,7 @@ from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
 ROPE_THETA = 10_000.0
-EPS = 1e-5
+EPS = 1e-5  # torch's default, which the released heads use
 NOISE = 0.02
 
 
@@ -55,5 +55,5 @@ def turn(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
     return x * cos + swapped * sin
 
 
-def _rounded(x: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
+def _rounded(x: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
     return x.astype(dtype).astype(np.float32)

@@ -1,5 +1,6 @@
 """The real network through the console command: what a run leaves behind, its errors, and resuming it."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pokevla_jax import checkpoints
 from pokevla_jax import sharding
 from pokevla_jax.cli import train as cli
 from pokevla_jax.cli.flags import load_config
+from pokevla_jax.config import Config
 from pokevla_jax.config import MeshConfig
+from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import presets
@@ -72,6 +75,18 @@ def test_a_run_trains_evaluates_and_leaves_a_complete_checkpoint(tmp_path, datas
     check_run(tmp_path, 6, ("action", "geometry", "keypoint"))
     # All eight devices of the test process are one run: the mesh fills itself.
     assert "8 cpu devices: replica 1 x data 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("latents", ["learned", "projected"])
+def test_only_training_with_projected_latents_draws_noise(latents):
+    tiny = presets.tiny()
+    head = dataclasses.replace(tiny.action_head, latents=latents)
+    model = dataclasses.replace(tiny, action_head=head, segmentation=SegmentationConfig(weight=0.0))
+    objective, batch = stage2.make_objective(model), fake_batch(Config(model=model), 2)
+    counts = objective.count(batch)
+    trained = jax.make_jaxpr(objective.loss)(objective.abstract_params, batch, jax.random.key(0), counts)
+    assert ("random_bits" in str(trained)) == (latents == "projected")
+    assert "random_bits" not in str(jax.make_jaxpr(objective.measure)(objective.abstract_params, batch))
 
 
 def test_mask_iou_counts_views_that_show_the_target():
