@@ -59,7 +59,7 @@ class Pair:
         self.weights = out.attentions
         return torch.stack(out.hidden_states[1:])[:, torch.tensor(self.valid)]
 
-    def wrong(self, change=lambda name, value: value, **changes):
+    def wrong(self, change=lambda name, state: state[name], **changes):
         """The reference with another option, or with every weight put through ``change(name, state)``."""
         model = references.qwen2(self.config, **changes)
         state = self.model.state_dict()
