@@ -143,8 +143,10 @@ class ActionHead(nnx.Module):
         context = {"query": jnp.concatenate([queries, state], axis=-2), "vision": vision}
         if seg is not None:
             context["seg"] = seg[..., None, :]
-        projected = isinstance(self.latents, vla_adapter.ProjectedLatents)
-        latents = self.latents(queries.dtype, key) if projected else self.latents[...]
+        if isinstance(self.latents, vla_adapter.ProjectedLatents):
+            latents = self.latents(queries.dtype, key)
+        else:
+            latents = self.latents[...]
         x = repeat(latents, proprio.shape[0]).astype(queries.dtype)
         if self.layerwise:
             x, _ = stacking.scan(

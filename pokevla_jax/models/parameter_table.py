@@ -63,7 +63,7 @@ def table(config: ModelConfig) -> str:
     parts = rows(config)
     columns = ("forward", "training", "carried", "total")
     sums = Row("sum", *(sum(getattr(row, column) for row in parts) for column in columns[:3]))
-    cells = [("part", "forward", "training only", "carried", "total")]
+    cells: list[tuple[str, ...]] = [("part", "forward", "training only", "carried", "total")]
     cells += [(row.part, *(f"{getattr(row, column):,}" for column in columns)) for row in [*parts, sums]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

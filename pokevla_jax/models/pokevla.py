@@ -70,6 +70,13 @@ def _built(part: Any, name: str) -> Any:
     return part
 
 
+def _seen(seg: Float[Array, "b d"] | None) -> Float[Array, "b d"]:
+    """The state of ``<SEG>``, or a ``ConfigError`` if the network has no such token."""
+    if seg is None:
+        raise ConfigError("This network has no <SEG> token: it was built with config.model.seg_token False")
+    return seg
+
+
 class PokeVLA(nnx.Module):
     """The network; build it with ``stacking.bind(config, params)``."""
 
@@ -150,21 +157,22 @@ class PokeVLA(nnx.Module):
             return self.action_head(read.vision, read.seg, read.queries, proprio, key)
 
     def segment(
-        self, seg: Float[Array, "b d"], images: UInt8[Array, "b v h w 3"]
+        self, seg: Float[Array, "b d"] | None, images: UInt8[Array, "b v h w 3"]
     ) -> tuple[Float[Array, "b v m m"], Float[Array, "b v m m"]]:
         """Coarse and fine mask logits of the goal objects in every view."""
         with jax.named_scope("segmentation"):
-            return _built(self.segmentation, "segmentation")(images, seg)
+            return _built(self.segmentation, "segmentation")(images, _seen(seg))
 
     def align(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
         """Vision states in the geometry teacher's feature space."""
         with jax.named_scope("align_projector"):
             return _built(self.align_projector, "geometry")(vision)
 
-    def keypoints(self, seg: Float[Array, "b d"]) -> Float[Array, "b k 3"]:
+    def keypoints(self, seg: Float[Array, "b d"] | None) -> Float[Array, "b k 3"]:
         """Positions of target and goal, in the units of ``geometry.scale_keypoints``."""
         with jax.named_scope("keypoint_head"):
-            return _built(self.keypoint_head, "keypoint")(seg).astype(jnp.float32).reshape(seg.shape[0], -1, 3)
+            states = _built(self.keypoint_head, "keypoint")(_seen(seg)).astype(jnp.float32)
+            return states.reshape(states.shape[0], -1, 3)
 
     def __call__(self, batch: Batch, *, train: bool, key: Array | None = None) -> Outputs:
         """Actions and, in training, the outputs of every auxiliary part that has weight; ``key`` as for ``act``."""
