@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "pokevla_jax.checkpoints": ("typing", "config", "models", "sharding", "data"),
     "pokevla_jax.training": ("typing", "config", "models", "sharding", "data", "checkpoints", "flops"),
     "pokevla_jax.plan": ("typing", "config", "models", "sharding", "data", "training", "flops"),
-    "pokevla_jax.interop": ("typing", "config", "models", "checkpoints"),
+    "pokevla_jax.interop": ("typing", "config", "models", "sharding", "data", "checkpoints"),
     "pokevla_jax.policy": ("typing", "config", "models", "data", "checkpoints"),
     "pokevla_jax.serving": ("typing", "config", "policy"),
     "pokevla_jax.cli": (
