@@ -7,6 +7,7 @@ versions): each step folder is sufficient by itself.
 
 import json
 import re
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,12 @@ class Assets:
 
 
 def load_policy_checkpoint(
-    path: epath.PathLike, step: Step = None, *, preset: str | None = None, sharding: jax.sharding.Sharding | None = None
+    path: epath.PathLike,
+    step: Step = None,
+    *,
+    preset: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    skip: Collection[str] = (),
 ) -> tuple[Config, Params, Assets]:
     """Configuration, inference parameters and assets of a checkpoint.
 
@@ -55,6 +61,7 @@ def load_policy_checkpoint(
         step: a step, ``"best"`` (the one with the least held-out action error), or None for the newest.
         preset: refuse a checkpoint of another network.
         sharding: where every parameter is placed; the default device if None.
+        skip: parts of the network, such as ``"vggt"``, whose parameters are neither read nor returned.
 
     Raises:
         CheckpointError: in one sentence, when there is no such checkpoint, it is incomplete, or of another preset.
@@ -67,7 +74,7 @@ def load_policy_checkpoint(
             f"Checkpoint {folder} holds preset {config.model.preset!r}, not {preset!r}; give the checkpoint of a "
             f"{preset!r} run, or the configuration of this one"
         )
-    params = _read_params(folder, sharding)
+    params = _read_params(folder, sharding, skip)
     return config, params, _assets(folder, assets)
 
 
@@ -155,13 +162,15 @@ def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
         raise CheckpointError(f"Checkpoint {folder} was written by another version of the project: {error}") from error
 
 
-def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Params:
+def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None, skip: Collection[str]) -> Params:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
-    handler = ocp.StandardCheckpointHandler()
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        shapes = handler.metadata(folder / "params").tree
+        shapes = {part: tree for part, tree in handler.metadata(folder / "params").tree.items() if part not in skip}
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-        return handler.restore(folder / "params", args=ocp.args.StandardRestore(target))
+        how = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
+        return handler.restore(folder / "params", args=arguments)
     except Exception as error:
         raise _damaged(folder, error) from error
     finally:

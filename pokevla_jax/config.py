@@ -138,12 +138,45 @@ class SegmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VggtConfig:
+    """The aggregator of VGGT, as released by default."""
+
+    image_size: int = 518
+    patch_size: int = 14
+    width: int = 1024
+    num_heads: int = 16
+    mlp_dim: int = 4096
+    # Registers of the patch embedding's ViT, and as many again of every view in the aggregator.
+    num_registers: int = 4
+    # Blocks of the patch embedding's ViT, and pairs of one block within a view and one across views.
+    embed_depth: int = 24
+    depth: int = 24
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a view."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one view."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
 class GeometryConfig:
     """Alignment of the vision states to a frozen geometry teacher by cosine (training only)."""
 
     weight: float = 0.4
     # "vggt": frozen aggregator features; "depth": Fourier features of each patch's 3-D point in the robot's base frame.
     teacher: Literal["vggt", "depth"] = "vggt"
+    # "inside": the teacher is computed in the training step; "precomputed": its features are part of the batch.
+    source: Literal["inside", "precomputed"] = "inside"
+    vggt: VggtConfig = VggtConfig()
+    # Which pair's output is the target; unknown in the paper, Spatial Forcing reads the last.
+    layer: int = -1
+    # Spatial Forcing adds a position embedding to the target, weighted 0.1.
+    position_embedding: bool = True
     feature_dim: int = 2048
     # The depth teacher's workspace centre (metres, base frame) and its Fourier frequencies (cycles per metre).
     workspace_center: tuple[float, ...] = (0.6, 0.0, 0.1)

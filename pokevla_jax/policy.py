@@ -27,6 +27,8 @@ from pokevla_jax.data.tokenize import Tokenizer
 from pokevla_jax.data.tokenize import from_json as tokenizer_from_json
 from pokevla_jax.data.transforms import inference_transform
 from pokevla_jax.models import stacking
+from pokevla_jax.models.pokevla import TRAINING_ONLY
+from pokevla_jax.models.pokevla import without_training_parts
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Batch
 from pokevla_jax.typing import Float
@@ -49,7 +51,7 @@ class Policy:
 
     Args:
         config: the checkpoint's configuration.
-        params: its parameters, a nested dict of arrays.
+        params: its parameters, a nested dict of arrays; parts that only training reads may be missing.
         statistics: what states and actions were normalised with.
         tokenizer: what prompts are encoded with.
         batch_sizes: the batch sizes to compile, ascending; a larger request is cut into batches of the last.
@@ -71,7 +73,8 @@ class Policy:
         self.config = config
         self.batch_sizes = tuple(batch_sizes)
         self._statistics = statistics
-        self._params = jax.device_put(params)
+        self._params = jax.device_put({part: tree for part, tree in params.items() if part not in TRAINING_ONLY})
+        self._network = without_training_parts(config.model)
         self._transform = inference_transform(config, statistics, tokenizer)
         self._actions = jax.jit(self._forward_actions)
         self._masks = jax.jit(self._forward_masks)
@@ -108,7 +111,7 @@ class Policy:
         Raises:
             FileNotFoundError, ValueError: one sentence, when there is no usable checkpoint.
         """
-        config, params, assets = checkpoints.load_policy_checkpoint(path, step)
+        config, params, assets = checkpoints.load_policy_checkpoint(path, step, skip=TRAINING_ONLY)
         if assets.statistics is None or assets.tokenizer_json is None:
             raise ValueError(f"Checkpoint {path} lacks statistics or tokenizer; it was not trained on robot data")
         return cls(
@@ -174,10 +177,10 @@ class Policy:
         return np.concatenate(results)
 
     def _forward_actions(self, params: Params, batch: Batch) -> Float[Array, "b t a"]:
-        return stacking.bind(self.config.model, params)(batch, train=False).actions
+        return stacking.bind(self._network, params)(batch, train=False).actions
 
     def _forward_masks(self, params: Params, batch: Batch) -> Float[Array, "b v m m"]:
-        model = stacking.bind(self.config.model, params)
+        model = stacking.bind(self._network, params)
         hidden = model.encode(batch["images"], batch["tokens"], batch["token_mask"])
         _, fine = model.segment(hidden.seg, batch["images"])
         return jax.nn.sigmoid(jnp.asarray(fine, jnp.float32))

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from pokevla_jax.checkpoints import CheckpointError
+from pokevla_jax.checkpoints import load_policy_checkpoint
 from pokevla_jax.data.normalize import unnormalize
 from pokevla_jax.data.records import open_dataset
 from pokevla_jax.data.transforms import training_sample
 from pokevla_jax.models import stacking
+from pokevla_jax.models.pokevla import TRAINING_ONLY
 from pokevla_jax.policy import Policy
 from pokevla_jax.policy import buckets
 from tests import policy_checkpoint as fake
@@ -153,3 +155,10 @@ def test_three_lines_are_enough(folder):
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "(1, 8, 7)"
+
+
+def test_what_only_training_reads_is_not_loaded(folder):
+    _, whole, _ = load_policy_checkpoint(folder)
+    _, lean, _ = load_policy_checkpoint(folder, skip=TRAINING_ONLY)
+    assert set(whole) - set(lean) == {"align_projector", "keypoint_head"}
+    jax.tree.map(np.testing.assert_array_equal, lean, {part: whole[part] for part in lean})

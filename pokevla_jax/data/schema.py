@@ -47,6 +47,10 @@ def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[s
             # The 3-D point seen at the centre of each patch, metres, robot base frame.
             spec["points"] = ((b, v, grid, grid, 3), np.float32)
             spec["points_valid"] = ((b, v, grid, grid), np.bool_)
+        if model.geometry.weight and model.geometry.source == "precomputed":
+            # The teacher's features of every vision token. Their length does not matter: store unit vectors, which
+            # half precision holds without overflow.
+            spec["geometry_targets"] = ((b, model.num_vision_tokens, model.geometry.feature_dim), np.float16)
         if model.keypoint.weight:
             # Positions of target and goal object, metres, robot base frame.
             spec["keypoints"] = ((b, model.keypoint.num_keypoints, 3), np.float32)

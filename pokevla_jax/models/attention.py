@@ -55,6 +55,21 @@ def attend(
     return jnp.einsum("bgrsz,bzgk->bsgrk", weights, values).reshape(b, s, h, k)
 
 
+def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: int) -> Float[Array, "b s h k"]:
+    """``attend`` with at most ``size`` queries at a time, so that the logits of all of them never exist together.
+
+    For frozen networks: a backward pass would keep every chunk's logits after all.
+    """
+    b, s, h, k = queries.shape
+    if s <= size:
+        return attend(queries, source)
+    count = -(-s // size)
+    padded = jnp.pad(queries, ((0, 0), (0, count * size - s), (0, 0), (0, 0)))
+    chunks = padded.reshape(b, count, size, h, k).swapaxes(0, 1)
+    outputs = jax.lax.map(lambda chunk: attend(chunk, source), chunks)
+    return outputs.swapaxes(0, 1).reshape(b, count * size, h, k)[:, :s]
+
+
 def causal_mask(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
     """Each position sees itself and the valid positions before it.
 

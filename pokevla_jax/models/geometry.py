@@ -44,30 +44,57 @@ def depth_features(points: Float[Array, "... 3"], config: GeometryConfig) -> Flo
 
 
 def check_teacher(config: GeometryConfig) -> None:
-    """Raises ``ConfigError`` if the projector's output cannot match the depth teacher's features."""
-    size = 6 * len(config.frequencies)
-    if config.teacher == "depth" and config.feature_dim != size:
-        raise ConfigError(
-            f"config.model.geometry.feature_dim {config.feature_dim} does not fit the depth teacher: its "
-            f"{len(config.frequencies)} frequencies make {size} features"
-        )
+    """Raises ``ConfigError`` where fields of the teacher contradict each other, or its features and the projector."""
+    if config.teacher == "depth":
+        size = 6 * len(config.frequencies)
+        if config.source == "precomputed":
+            raise ConfigError(
+                "config.model.geometry.source 'precomputed' needs teacher 'vggt': the depth teacher's features are "
+                "computed from the points of the batch"
+            )
+        if config.feature_dim != size:
+            raise ConfigError(
+                f"config.model.geometry.feature_dim {config.feature_dim} does not fit the depth teacher: its "
+                f"{len(config.frequencies)} frequencies make {size} features"
+            )
+    elif config.source == "inside":
+        vggt = config.vggt
+        if config.feature_dim != 2 * vggt.width:
+            raise ConfigError(
+                f"config.model.geometry.feature_dim {config.feature_dim} does not fit the VGGT teacher: its blocks' "
+                f"joined tokens have {2 * vggt.width} features"
+            )
+        if not -vggt.depth <= config.layer < vggt.depth:
+            raise ConfigError(
+                f"config.model.geometry.layer {config.layer} does not exist: the VGGT teacher has {vggt.depth} pairs "
+                "of blocks"
+            )
+        if vggt.image_size % vggt.patch_size:
+            raise ConfigError(
+                f"config.model.geometry.vggt.image_size {vggt.image_size} is not a multiple of its patch_size "
+                f"{vggt.patch_size}; nearest: {vggt.grid * vggt.patch_size}"
+            )
 
 
-def teacher_features(config: GeometryConfig, batch: Batch) -> tuple[Float[Array, "b n f"], Bool[Array, "b n"]]:
-    """The teacher's features of every vision token, and which of them are valid.
+def computes_teacher(config: GeometryConfig) -> bool:
+    """Whether the network holds the VGGT aggregator."""
+    return bool(config.weight) and config.teacher == "vggt" and config.source == "inside"
 
-    Raises:
-        ConfigError: for the VGGT teacher, whose features this version cannot compute.
-    """
+
+def valid_tokens(config: ModelConfig, batch: Batch) -> Bool[Array, "b n"]:
+    """Which vision tokens have a target: those whose point was measured, or all of them."""
+    b = batch["images"].shape[0]
+    if config.geometry.teacher == "depth":
+        return batch["points_valid"].reshape(b, -1)
+    return jnp.ones((b, config.num_vision_tokens), bool)
+
+
+def batch_targets(config: GeometryConfig, batch: Batch) -> Float[Array, "b n f"]:
+    """The teacher's features of every vision token, where they follow from the batch alone."""
     if config.teacher == "vggt":
-        raise ConfigError(
-            "config.model.geometry.teacher 'vggt' cannot compute features: the VGGT aggregator is not built; use "
-            "teacher 'depth', or weight 0"
-        )
-    points = batch["points"]
-    b = points.shape[0]
-    features = depth_features(points, config)
-    return features.reshape(b, -1, features.shape[-1]), batch["points_valid"].reshape(b, -1)
+        return batch["geometry_targets"]
+    features = depth_features(batch["points"], config)
+    return features.reshape(features.shape[0], -1, features.shape[-1])
 
 
 def scale_keypoints(points: Float[Array, "... 3"], config: ModelConfig) -> Float[Array, "... 3"]:

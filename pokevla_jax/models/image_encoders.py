@@ -24,6 +24,7 @@ from pokevla_jax.models.layers import Linear
 from pokevla_jax.models.layers import add_bias
 from pokevla_jax.models.layers import gelu
 from pokevla_jax.models.layers import parameter
+from pokevla_jax.models.resize import resize
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import UInt8
@@ -68,6 +69,7 @@ class SamSize(NamedTuple):
 
 
 SAM_SIZES = {"vit_b": SamSize(768, 12, 4, 2), "vit_h": SamSize(1280, 16, 4, 7)}
+QUERIES_AT_ONCE = 512
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 
@@ -88,11 +90,21 @@ class SamAttention(nnx.Module):
         q, k, v = jnp.unstack(self.qkv(x.reshape(b, side * side, -1)), axis=2)
         # Offset of every query from every key along one side, as a row of the tables.
         offsets = jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1
-        grid = q.reshape(b, side, side, *q.shape[2:])
-        rows = jnp.einsum("byxhk,yzk->bhyxz", grid, self.rel_pos_h[...].astype(x.dtype)[offsets])
-        columns = jnp.einsum("byxhk,xzk->bhyxz", grid, self.rel_pos_w[...].astype(x.dtype)[offsets])
-        bias = (rows[..., :, None] + columns[..., None, :]).reshape(b, -1, side * side, side * side)
-        return self.proj(attend(q, Source(k, v, bias=bias))).reshape(x.shape)
+        by_row, by_column = (table[...].astype(x.dtype)[offsets] for table in (self.rel_pos_h, self.rel_pos_w))
+
+        def look(inputs: tuple[Float[Array, "b rows side h k"], Float[Array, "rows side k"]]) -> Array:
+            """Attention of some rows of queries to the whole map."""
+            queries, by_row = inputs
+            down = jnp.einsum("byxhk,yzk->bhyxz", queries, by_row)
+            right = jnp.einsum("byxhk,xzk->bhyxz", queries, by_column)
+            bias = (down[..., :, None] + right[..., None, :]).reshape(b, q.shape[2], -1, side * side)
+            return attend(queries.reshape(b, -1, *q.shape[2:]), Source(k, v, bias=bias))
+
+        # At 64 x 64 the logits of all queries are 0.8 GB an image; the frozen encoder keeps none for a gradient.
+        rows = max(r for r in range(1, side + 1) if side % r == 0 and (r == 1 or r * side <= QUERIES_AT_ONCE))
+        pieces = q.reshape(b, side // rows, rows, side, *q.shape[2:]).swapaxes(0, 1)
+        y = jax.lax.map(look, (pieces, by_row.reshape(side // rows, rows, side, -1)))
+        return self.proj(y.swapaxes(0, 1).reshape(q.shape)).reshape(x.shape)
 
 
 class SamBlock(nnx.Module):
@@ -166,7 +178,13 @@ class SamEncoder(nnx.Module):
         self.vit = SamViT(size, seg.feature_grid, seg.decoder_dim)
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b g g d"]:
-        shape = (images.shape[0], self.image_size, self.image_size, 3)
-        x = jax.image.resize(images.astype(jnp.float32), shape, "bilinear")
-        x = (x - jnp.array(SAM_MEAN, jnp.float32)) / jnp.array(SAM_STD, jnp.float32)
-        return self.vit(x.astype(self.dtype))
+        return self.vit(self.preprocess(images).astype(self.dtype))
+
+    def preprocess(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b H W 3"]:
+        """Images as SAM's encoder wants them, float32.
+
+        Scaled as SAM scales a tensor of images (``ResizeLongestSide.apply_image_torch``: bilinear, antialiased, corners
+        not aligned); its other way, over PIL, differs by rounding to whole grey levels.
+        """
+        x = resize(images, (self.image_size, self.image_size), "bilinear", antialias=True)
+        return (x - jnp.array(SAM_MEAN, jnp.float32)) / jnp.array(SAM_STD, jnp.float32)

@@ -26,6 +26,8 @@ from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import repeat
 from pokevla_jax.models.segmentation import Segmentation
+from pokevla_jax.models.vggt import Aggregator
+from pokevla_jax.models.vggt import teacher_features
 from pokevla_jax.models.vision import VisionEncoder
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Batch
@@ -33,6 +35,17 @@ from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 from pokevla_jax.typing import UInt8
+
+# Parts that only training's losses read; segmentation stays, for a policy may be asked for its masks.
+TRAINING_ONLY = ("align_projector", "keypoint_head", "vggt")
+
+
+def without_training_parts(config: ModelConfig) -> ModelConfig:
+    """The same network without the parts named ``TRAINING_ONLY``, for inference."""
+    geometry_config = dataclasses.replace(config.geometry, weight=0.0)
+    return dataclasses.replace(
+        config, geometry=geometry_config, keypoint=dataclasses.replace(config.keypoint, weight=0.0)
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +72,8 @@ class Outputs:
     coarse_logits: Float[Array, "b v m m"] | None = None
     mask_logits: Float[Array, "b v m m"] | None = None
     aligned: Float[Array, "b n f"] | None = None
+    # What ``aligned`` is compared with, where the network holds the geometry teacher; without a gradient.
+    teacher: Float[Array, "b n f"] | None = None
     # In the units of ``geometry.scale_keypoints``.
     keypoints: Float[Array, "b k 3"] | None = None
 
@@ -91,6 +106,8 @@ class PokeVLA(nnx.Module):
         self.action_head = ActionHead(config)
         self.segmentation = Segmentation(config) if config.segmentation.weight else None
         self.align_projector = AlignProjector(config) if config.geometry.weight else None
+        teacher, layer = config.geometry.vggt, config.geometry.layer
+        self.vggt = Aggregator(teacher, layer=layer) if geometry.computes_teacher(config.geometry) else None
         outputs = 3 * config.keypoint.num_keypoints
         self.keypoint_head = MLP(width, width, outputs) if config.keypoint.weight else None
 
@@ -168,6 +185,15 @@ class PokeVLA(nnx.Module):
         with jax.named_scope("align_projector"):
             return _built(self.align_projector, "geometry")(vision)
 
+    def teach(self, images: UInt8[Array, "b v h w 3"]) -> Float[Array, "b n f"]:
+        """The geometry teacher's features of every vision token; no gradient."""
+        config = self.config
+        if self.vggt is None:
+            raise ConfigError("This network does not hold the VGGT teacher; see config.model.geometry")
+        with jax.named_scope("vggt"):
+            dtype = jnp.dtype(config.dtype)
+            return teacher_features(self.vggt, images, config.geometry, grid=config.vision.grid, dtype=dtype)
+
     def keypoints(self, seg: Float[Array, "b d"] | None) -> Float[Array, "b k 3"]:
         """Positions of target and goal, in the units of ``geometry.scale_keypoints``."""
         with jax.named_scope("keypoint_head"):
@@ -186,5 +212,6 @@ class PokeVLA(nnx.Module):
             coarse_logits=coarse,
             mask_logits=fine,
             aligned=None if self.align_projector is None else self.align(hidden.vision),
+            teacher=None if self.vggt is None else self.teach(batch["images"]),
             keypoints=None if self.keypoint_head is None else self.keypoints(hidden.seg),
         )

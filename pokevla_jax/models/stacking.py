@@ -144,8 +144,10 @@ def logical_axes(config: ModelConfig) -> Params:
 
 
 def trainable(config: ModelConfig) -> Params:
-    """The parameters' tree with False at each leaf that is never trained (buffers, the frozen SAM encoder)."""
+    """The parameters' tree with False at each leaf that is never trained (buffers, SAM's encoder, the VGGT teacher)."""
     tree = _per_variable(config, lambda variable: not isinstance(variable, Buffer))
+    if "vggt" in tree:
+        tree["vggt"] = jax.tree.map(lambda _: False, tree["vggt"])
     if config.segmentation.weight and config.segmentation.image_encoder == "sam":
         encoder = tree["segmentation"]["image_encoder"]
         tree["segmentation"]["image_encoder"] = jax.tree.map(lambda _: False, encoder)

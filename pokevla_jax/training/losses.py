@@ -31,8 +31,7 @@ def count_valid(batch: Batch, config: ModelConfig) -> Scalars:
         counts["focal"] = jnp.sum(batch["mask_valid"])
         counts["kld"] = jnp.sum(has_target(batch["masks"], batch["mask_valid"]))
     if config.geometry.weight:
-        _, valid = geometry.teacher_features(config.geometry, batch)
-        counts["geometry"] = jnp.sum(valid)
+        counts["geometry"] = jnp.sum(geometry.valid_tokens(config, batch))
     if config.keypoint.weight:
         counts["keypoint"] = jnp.sum(batch["keypoints_valid"]) * 3
     return {name: jnp.maximum(count.astype(jnp.float32), 1.0) for name, count in counts.items()}
@@ -65,7 +64,9 @@ def compute_losses(
             seg += segmentation.coarse_weight * coarse
         total += segmentation.weight * seg
     if config.geometry.weight:
-        target, valid = geometry.teacher_features(config.geometry, batch)
+        inside = geometry.computes_teacher(config.geometry)
+        target = _present(outputs, "teacher") if inside else geometry.batch_targets(config.geometry, batch)
+        valid = geometry.valid_tokens(config, batch)
         parts["geometry"] = geometry_loss(_present(outputs, "aligned"), target, valid) / counts["geometry"]
         total += config.geometry.weight * parts["geometry"]
     if config.keypoint.weight:

@@ -75,6 +75,11 @@ def make_data(config: Config) -> TrainData:
     """
     if not config.data.path:
         raise ConfigError("config.data.path is empty; give the folder of recorded episodes with --config.data.path=DIR")
+    if config.model.geometry.weight and config.model.geometry.source == "precomputed":
+        raise ConfigError(
+            "config.model.geometry.source 'precomputed' reads geometry_targets from the batch, and recorded episodes "
+            "hold none; use source 'inside'"
+        )
     dataset = records.open_dataset(config.data.path)
     statistics = normalize.compute_statistics(dataset)
     corpus = sorted({info.instruction for info in dataset.episodes})

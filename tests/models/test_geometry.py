@@ -1,14 +1,23 @@
-"""The depth teacher: what it asks of a student can be learned from the image and only from its own image."""
+"""The teachers: what the depth teacher asks can be learned from the image; VGGT is frozen and gives a loss."""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import GeometryConfig
+from pokevla_jax.config import VggtConfig
+from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import geometry
+from pokevla_jax.models import stacking
+from pokevla_jax.models.pokevla import TRAINING_ONLY
+from pokevla_jax.models.pokevla import Outputs
+from pokevla_jax.models.pokevla import without_training_parts
+from pokevla_jax.training import losses
 
 DEPTH = GeometryConfig(teacher="depth", feature_dim=24)
 
@@ -64,19 +73,93 @@ def test_features_have_one_length_and_fall_off_with_distance():
     assert np.all(np.diff(cosines) < -0.001)
 
 
-def test_teacher_features_come_per_vision_token_with_their_validity():
+def test_targets_come_per_vision_token_with_their_validity(micro):
     points = np.zeros((2, 2, 3, 3, 3), np.float32)
     valid = np.arange(36).reshape(2, 2, 3, 3) % 2 == 0
-    features, mask = geometry.teacher_features(DEPTH, {"points": points, "points_valid": valid})
-    assert features.shape == (2, 18, 24)
-    np.testing.assert_array_equal(mask[0], valid[0].reshape(-1))
+    batch = {"images": np.zeros((2, 2, 6, 6, 3)), "points": points, "points_valid": valid}
+    assert geometry.batch_targets(DEPTH, batch).shape == (2, 18, 24)
+    np.testing.assert_array_equal(geometry.valid_tokens(micro.config, batch)[0], valid[0].reshape(-1))
 
 
-def test_a_teacher_that_is_not_built_or_does_not_fit_says_so(micro):
-    with pytest.raises(ConfigError, match="'vggt' cannot compute features"):
-        geometry.teacher_features(GeometryConfig(), {})
-    with pytest.raises(ConfigError, match="feature_dim 2048 does not fit the depth teacher: its 4 frequencies make 24"):
-        geometry.check_teacher(dataclasses.replace(DEPTH, feature_dim=2048))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dataclasses.replace(DEPTH, feature_dim=2048), "feature_dim 2048 does not fit the depth teacher: its 4 freq"),
+        (dataclasses.replace(DEPTH, source="precomputed"), "'precomputed' needs teacher 'vggt'"),
+        (GeometryConfig(feature_dim=24), "feature_dim 24 does not fit the VGGT teacher.* have 2048 features"),
+        (GeometryConfig(layer=24), "layer 24 does not exist: the VGGT teacher has 24 pairs"),
+        (GeometryConfig(vggt=VggtConfig(image_size=500)), "image_size 500 is not a multiple .* 14; nearest: 490"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_says_so(config, message):
+    with pytest.raises(ConfigError, match=message):
+        geometry.check_teacher(config)
+
+
+@pytest.fixture(scope="module")
+def taught(micro):
+    """The micro network with a small VGGT inside, its parameters and a batch."""
+    small = VggtConfig(
+        image_size=16, patch_size=4, width=8, num_heads=2, mlp_dim=12, num_registers=1, embed_depth=1, depth=2
+    )
+    teacher = dataclasses.replace(micro.config.geometry, teacher="vggt", vggt=small, feature_dim=16)
+    config = dataclasses.replace(
+        micro.config,
+        geometry=teacher,
+        segmentation=dataclasses.replace(micro.config.segmentation, weight=0.0),
+        keypoint=dataclasses.replace(micro.config.keypoint, weight=0.0),
+    )
+    shapes = stacking.abstract_params(config)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+    return config, params, fake_batch(Config(model=config), 2)
+
+
+def test_the_teacher_is_frozen_and_gives_a_loss(taught):
+    config, params, batch = taught
+    assert "points" not in batch
+    assert not any(jax.tree.leaves(stacking.trainable(config)["vggt"]))
+    assert all(jax.tree.leaves(stacking.trainable(config)["align_projector"]))
+
+    def loss(params):
+        outputs = stacking.bind(config, params)(batch, train=True)
+        total, parts = losses.compute_losses(outputs, batch, config)
+        return parts["geometry"], (total, parts, outputs)
+
+    (value, (total, parts, outputs)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert outputs.teacher.shape == outputs.aligned.shape == (2, 8, 16)
+    cosine = np.sum(outputs.teacher * outputs.aligned, -1)
+    cosine /= np.linalg.norm(outputs.teacher, axis=-1) * np.linalg.norm(outputs.aligned, axis=-1)
+    np.testing.assert_allclose(value, 1 - cosine.mean(), rtol=1e-5)
+    np.testing.assert_allclose(total, parts["action"] + config.geometry.weight * value, rtol=1e-5)
+    assert not any(np.any(x) for x in jax.tree.leaves(grads["vggt"]))
+    assert np.any(grads["align_projector"]["mlp"]["fc1"]["kernel"])
+    assert np.any(grads["vision"]["projector"]["fc1"]["kernel"])
+
+
+def test_precomputed_targets_replace_the_teacher(taught):
+    config, params, _ = taught
+    config = dataclasses.replace(config, geometry=dataclasses.replace(config.geometry, source="precomputed"))
+    assert "vggt" not in stacking.abstract_params(config)
+    batch = fake_batch(Config(model=config), 2)
+    assert batch["geometry_targets"].shape == (2, 8, 16)
+    aligned = np.random.default_rng(0).normal(size=(2, 8, 16)).astype(np.float32)
+    actions = np.zeros((2, config.action_horizon, config.action_dim), np.float32)
+    for targets, expected in ((aligned, 0.0), (-3 * aligned, 2.0)):
+        changed = {**batch, "geometry_targets": targets.astype(np.float16)}
+        _, parts = losses.compute_losses(Outputs(actions, aligned=aligned), changed, config)
+        np.testing.assert_allclose(parts["geometry"], expected, atol=1e-4)
+
+
+def test_a_network_for_inference_has_no_teacher(taught):
+    config, params, batch = taught
+    lean = without_training_parts(config)
+    assert set(stacking.abstract_params(config)) - set(stacking.abstract_params(lean)) == {"vggt", "align_projector"}
+    kept = {part: tree for part, tree in params.items() if part not in TRAINING_ONLY}
+    actions = jax.eval_shape(lambda p: stacking.bind(lean, p)(batch, train=False).actions, kept)
+    assert actions.shape == (2, 8, 7)
+    with pytest.raises(ConfigError, match="does not hold the VGGT teacher"):
+        stacking.bind(lean, kept).teach(batch["images"])
 
 
 def test_keypoints_are_centred_and_scaled(micro):
