@@ -2,7 +2,7 @@
 
 Three columns. *Forward*: what a policy computes actions with. *Training only*: what no policy loads. *Carried*: tensors
 of the public models that no forward pass here reads (the towers' last blocks, SigLIP's attention pooling, SAM's point
-prompts); they are not part of the network, and conversion hands them through.
+prompts, VGGT's mask token); they are not part of the network, and conversion hands them through.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from pokevla_jax.config import GeometryConfig
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.config import TowerConfig
@@ -54,6 +55,8 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
     if "segmentation" in params:
         table += _segmentation_rows(config.segmentation, params["segmentation"])
+    if "vggt" in params:
+        table.append(Row("VGGT aggregator", training=_count(params["vggt"]), carried=_vggt_rest(config.geometry)))
     names = {"align_projector": "align projector", "keypoint_head": "keypoint head"}
     return table + [Row(name, training=_count(params[key])) for key, name in names.items() if key in params]
 
@@ -99,6 +102,17 @@ def _tower_rest(tower: TowerConfig) -> int:
     block = 2 * norm + _linear(width, 3 * width) + _linear(width, width) + mlp + 2 * width * tower.layer_scale
     pool = width + _linear(width, width) + _linear(width, 2 * width) + _linear(width, width) + norm + mlp
     return unread * block + norm + (0 if tower.class_token else pool)
+
+
+def _vggt_rest(geometry: GeometryConfig) -> int:
+    """What the released aggregator has beside the network here: a mask token, and the pairs behind the one read."""
+    vggt = geometry.vggt
+    width, norm = vggt.width, 2 * vggt.width
+    mlp = _linear(width, vggt.mlp_dim) + _linear(vggt.mlp_dim, width)
+    heads = 2 * 2 * (width // vggt.num_heads)
+    block = 2 * norm + _linear(width, 3 * width) + heads + _linear(width, width) + mlp + 2 * width
+    unread = vggt.depth - 1 - geometry.layer % vggt.depth
+    return width + 2 * unread * block
 
 
 def _head_rest(config: ModelConfig) -> int:

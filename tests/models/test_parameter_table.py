@@ -32,6 +32,7 @@ def full():
         ("image encoder", 89_670_912),
         ("<SEG> projection", 1_033_344),
         ("align projector", 6_035_200),
+        ("VGGT aggregator", 909_112_320),
     ],
 )
 def test_a_part_has_the_published_number_of_parameters(full, part, published):
@@ -56,6 +57,14 @@ def test_the_released_heads(full):
     assert pro.total == 217_864_223
     assert pro.forward == 179_286_047
     assert full["action head"].carried == 0
+
+
+def test_a_teacher_read_early_is_built_that_far_and_still_counted_whole(full):
+    config = presets.pokevla()
+    early = rows(dataclasses.replace(config, geometry=dataclasses.replace(config.geometry, layer=11)))
+    assert full["VGGT aggregator"].carried == 1024
+    assert early["VGGT aggregator"].training < 0.7 * full["VGGT aggregator"].training
+    assert early["VGGT aggregator"].total == 909_112_320
 
 
 def test_auxiliary_parts_are_training_only_and_absent_without_weight(full):
