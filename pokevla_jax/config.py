@@ -8,10 +8,12 @@ ConfigDict. A field whose value the paper does not state says so, with the reaso
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
@@ -213,6 +215,8 @@ class ModelConfig:
     action_horizon: int = 8
     proprio_dim: int = 8
     max_prompt_length: int = 64
+    # Where the patches stand: before the text, or behind its first token as in VLA-Adapter.
+    vision_position: Literal["first", "after_first_token"] = "first"
     # Arithmetic of the forward pass; parameters are float32, frozen ones may be bfloat16.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # What the backward pass of a layer has at hand: everything; the outputs of linear maps and attention; attention's
@@ -264,6 +268,10 @@ class DataConfig:
     zero_language: bool = False
     # Fraction of noise added to the normalised proprio in training, against copying the state.
     proprio_noise: float = 0.0
+    # How often an epoch shows each sample of a source (a corpus, a suite) or of a pillar; 1 where none is given. Both
+    # multiply: {"llava_instruct": 0.5} shows half of it per epoch, another half in the next.
+    source_weights: dict[str, float] = field(default_factory=dict)
+    pillar_weights: dict[str, float] = field(default_factory=dict)
     # Stage 1: tokens of one packed row, image slots included, and how many images a row may hold.
     pack_length: int = 2048
     pack_images: int = 4
@@ -323,7 +331,9 @@ class Config:
     """One experiment."""
 
     model: ModelConfig
-    data: DataConfig = DataConfig()
+    # "vla": robot episodes and actions (stage 2); "vlm": conversations about images (stage 1).
+    stage: Literal["vla", "vlm"] = "vla"
+    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -386,6 +396,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise ConfigError(f"{path} must be a sequence, got {value!r}")
         return tuple(_convert(typing.get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{path} is a group of names and values, got {value!r}")
+        return {key: _convert(typing.get_args(hint)[1], v, f"{path}.{key}") for key, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -430,6 +444,10 @@ def validate(config: Config) -> None:
                 f"config.model.{name} {value} reads the state of <SEG>, which config.model.seg_token False leaves out; "
                 f"switch {name} off, or the token on"
             )
+    for group in ("source_weights", "pillar_weights"):
+        for name, weight in getattr(config.data, group).items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"config.data.{group}.{name} is {weight}; give a number of 0 or more")
     if config.batch_size % config.optimizer.accumulation_steps:
         raise ConfigError(
             f"config.batch_size {config.batch_size} is not divisible by optimizer.accumulation_steps "

@@ -99,6 +99,11 @@ def decode_frame(data: bytes, *, masks: bool = True, depth: bool = True) -> Fram
     )
 
 
+def decode_jpeg(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of a JPEG file, RGB; raises ``DataError`` naming ``what`` where it is broken or too large."""
+    return _decode(data, "JPEG", what)
+
+
 def _decode_maps(entry: dict, part: str, dtype: type) -> dict[str, np.ndarray] | None:
     if part not in entry:
         return None
@@ -125,7 +130,7 @@ def _quantise(depth: np.ndarray) -> np.ndarray:
 
 def _decode(data: object, kind: str, what: str) -> np.ndarray:
     """Pixels of a JPEG (RGB) or PNG (as stored) whose header states a permitted size."""
-    if not isinstance(data, bytes) or (size := (_jpeg_size if kind == "JPEG" else _png_size)(data)) is None:
+    if not isinstance(data, bytes) or (size := (jpeg_size if kind == "JPEG" else _png_size)(data)) is None:
         raise DataError(f"holds no {kind} as {what}")
     if max(size) > MAX_SIDE or min(size) < 1:
         raise DataError(f"states {size[1]}x{size[0]} pixels for the {what}; 1 to {MAX_SIDE} a side are read")
@@ -157,7 +162,7 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     return height, width
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) from the start-of-frame segment."""
     if data[:2] != b"\xff\xd8":
         return None
