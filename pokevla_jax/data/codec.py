@@ -54,13 +54,7 @@ def encode_frame(frame: Frame, *, jpeg_quality: int = 95) -> bytes:
     entry: dict = {"format": FORMAT, "images": {}}
     for view, image in frame.images.items():
         _expect(image, np.uint8, 3, f"image of view {view!r}")
-        options = [
-            cv2.IMWRITE_JPEG_QUALITY,
-            jpeg_quality,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-        ]
-        entry["images"][view] = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+        entry["images"][view] = encode_jpeg(image, quality=jpeg_quality)
     # Level 1 decodes fastest, and encodes four times as fast as the default for 15 % more bytes.
     png = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     if frame.masks is not None:
@@ -74,6 +68,17 @@ def encode_frame(frame: Frame, *, jpeg_quality: int = 95) -> bytes:
             view: cv2.imencode(".png", _quantise(depth), png)[1].tobytes() for view, depth in frame.depth.items()
         }
     return msgpack.packb(entry)
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 95) -> bytes:
+    """An RGB image as a JPEG file with full colour resolution (4:4:4)."""
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def decode_frame(data: bytes, *, masks: bool = True, depth: bool = True) -> Frame:

@@ -44,7 +44,7 @@ PILLARS = ("general", "grounding", "affordance", "reasoning")
 """The four parts of the paper's pre-training corpus."""
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,49}")
+SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,49}")
 _MAX_TEXT = 1 << 20
 _MAX_IMAGES = 64
 _MAX_TURNS = 1000
@@ -75,7 +75,7 @@ class CorpusSample:
 
 def check_sample(sample: CorpusSample) -> None:
     """Raises ``DataError`` for what no network could learn from, saying what it is."""
-    if not _SOURCE_NAME.fullmatch(sample.source) or sample.pillar not in PILLARS:
+    if not SOURCE_NAME.fullmatch(sample.source) or sample.pillar not in PILLARS:
         raise DataError(f"has source {sample.source!r} and pillar {sample.pillar!r}; pillars: {', '.join(PILLARS)}")
     if not sample.id or len(sample.id) > 500 or sample.split not in ("train", "holdout"):
         raise DataError(f"has id {sample.id[:80]!r} and split {sample.split!r}, which are not usable")

@@ -109,7 +109,7 @@ class TrainIterator:
         step, start = int(state["step"]), int(state.get("mixture_start", 0))
         if state.get("mixture", self._mixture) != self._mixture:
             logging.getLogger(__name__).warning(
-                "The data or its weights have changed since step %d: the new mixture of %d samples an epoch begins here",
+                "Data or weights have changed since step %d: the new mixture of %d samples an epoch begins here",
                 step,
                 self.num_samples,
             )

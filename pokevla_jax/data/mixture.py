@@ -51,7 +51,7 @@ class Order:
         self.parts = tuple(part for part in parts if part.count)
         self.num_samples = sum(part.count for part in self.parts)
         self._seed = seed
-        # Some data is read twice within a batch's time (rows of one epoch and of the next); others never.
+        # Two: a batch may reach from one epoch into the next.
         self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def __getstate__(self) -> dict:
@@ -77,15 +77,13 @@ class Order:
 
 
 def _chosen(part: Part, epoch: int, seed: Sequence[int]) -> Int[np.ndarray, " n"]:
-    """The part's samples in one epoch: its next ``count`` of an endless sequence of shuffled rounds over all of them."""
-    rounds, size = (
-        range(epoch * part.count // len(part.ids), -(-(epoch + 1) * part.count // len(part.ids))),
-        len(part.ids),
-    )
+    """The part's samples in one epoch: the next ``count`` of endless shuffled rounds over all of them."""
+    size = len(part.ids)
     if part.count % size == 0:
         return np.tile(part.ids, part.count // size)
-    sequence = np.concatenate([part.ids[_permutation(size, [*seed, r, 1])] for r in rounds])
-    start = epoch * part.count - rounds.start * size
+    first, last = epoch * part.count // size, -(-(epoch + 1) * part.count // size)
+    sequence = np.concatenate([part.ids[_permutation(size, [*seed, r, 1])] for r in range(first, last)])
+    start = epoch * part.count - first * size
     return sequence[start : start + part.count]
 
 

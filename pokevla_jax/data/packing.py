@@ -2,8 +2,7 @@
 
 Which conversations share a row follows from the lengths in the corpus's tables alone, so the rows of an epoch are a
 pure function of (seed, epoch) and are served from anywhere in it. Conversations are taken in the mixture's shuffled
-order and put into the fullest of a few open rows that still has room ("best fit"); a row is closed when it is full, or
-when one more is needed.
+order from a pool of the next few hundred; the last one or two of a row are those of the pool that fill it best.
 """
 
 import bisect
@@ -36,7 +35,9 @@ from pokevla_jax.data.transforms import Window
 from pokevla_jax.data.transforms import crop_image
 from pokevla_jax.typing import Int
 
-_OPEN_ROWS = 64
+_POOL = 512
+# Below this many mean lengths, what is left of a row is filled by the best one or two of the pool.
+_FAR = 2.5
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def plan_rows(
     length: int,
     most: int,
 ) -> Plan:
-    """Best-fit rows of ``samples``, in their order.
+    """Rows of ``samples``, roughly in their order.
 
     Args:
         samples: ids.
@@ -74,31 +75,54 @@ def plan_rows(
         length: positions of a row.
         most: images of a row.
     """
-    free, slots = np.full(_OPEN_ROWS, length, np.int64), np.full(_OPEN_ROWS, most, np.int64)
-    ages = np.arange(_OPEN_ROWS)
-    contents: list[list[int]] = [[] for _ in range(_OPEN_ROWS)]
+    order = np.argsort(lengths[:_POOL], kind="stable")
+    # The pool, by length; a sample's place in the given order tells its age.
+    places, ahead = order, len(order)
     rows: list[list[int]] = []
-    never = length + 1
-    for place, (sample, need, pictures) in enumerate(
-        zip(samples.tolist(), lengths.tolist(), images.tolist(), strict=True)
-    ):
-        left = np.where((free >= need) & (slots >= pictures), free, never)
-        best = int(left.argmin())
-        if left[best] == never:
-            # None has room: the fullest is closed, the oldest among equals.
-            best = int(np.lexsort((ages, free))[0])
-            rows.append(contents[best])
-            contents[best], free[best], slots[best] = [], length, most
-        if not contents[best]:
-            ages[best] = _OPEN_ROWS + place
-        contents[best].append(sample)
-        free[best] -= need
-        slots[best] -= pictures
-    rows += [contents[index] for index in np.argsort(ages, kind="stable") if contents[index]]
+    filled = int(lengths.sum())
+    while len(places):
+        row: list[int] = []
+        gap, slots = length, most
+        while len(places):
+            sizes, pictures = lengths[places], images[places]
+            allowed = (sizes <= gap) & (pictures <= slots)
+            if not allowed.any():
+                break
+            if not row or gap > _FAR * sizes.mean():
+                # Far from the end the oldest is taken, so that nobody waits long and the order stays a shuffle.
+                chosen = [int(np.flatnonzero(allowed)[places[allowed].argmin()])]
+            else:
+                chosen = _closest(sizes, pictures, gap, slots)
+            for index in chosen:
+                row.append(int(places[index]))
+                gap -= int(sizes[index])
+                slots -= int(pictures[index])
+            places = np.delete(places, chosen)
+        rows.append(row)
+        fresh = np.arange(ahead, min(ahead + _POOL - len(places), len(samples)))
+        ahead += len(fresh)
+        places = np.concatenate([places, fresh])
+        places = places[np.lexsort((places, lengths[places]))]
     starts = np.cumsum([0, *map(len, rows)])
-    members = np.array([sample for row in rows for sample in row], np.int64)
-    padding = 1 - float(lengths.sum()) / max(len(rows) * length, 1)
-    return Plan(starts, members, padding)
+    members = samples[np.array([place for row in rows for place in row], np.int64)]
+    return Plan(starts, members, 1 - filled / max(len(rows) * length, 1))
+
+
+def _closest(sizes: np.ndarray, pictures: np.ndarray, gap: int, slots: int) -> list[int]:
+    """Which one or two of the pool fill ``gap`` best; ``sizes`` ascend."""
+    (alone,) = np.nonzero((sizes <= gap) & (pictures <= slots))
+    best, filled = [int(alone[-1])], int(sizes[alone[-1]])
+    (able,) = np.nonzero((sizes < gap) & (pictures <= slots // 2))
+    if len(able) > 1:
+        # For each, the longest that still fits beside it: the two together, never one twice.
+        first = np.arange(len(able))
+        second = np.searchsorted(sizes[able], gap - sizes[able], side="right") - 1
+        second = np.where(second == first, second - 1, second)
+        total = np.where(second >= 0, sizes[able] + sizes[able][np.maximum(second, 0)], 0)
+        top = int(total.argmax())
+        if total[top] > filled:
+            best = [int(able[top]), int(able[second[top]])]
+    return best
 
 
 class PackedOrder:

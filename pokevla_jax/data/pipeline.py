@@ -14,6 +14,7 @@ import numpy as np
 
 from pokevla_jax.config import Config
 from pokevla_jax.data.codec import DataError
+from pokevla_jax.data.conventions import noop_steps
 from pokevla_jax.data.iterator import TrainIterator
 from pokevla_jax.data.iterator import check_batch
 from pokevla_jax.data.iterator import local_rows
@@ -121,7 +122,9 @@ def sample_rows(config: Config, dataset: EpisodeDataset, split: Split) -> Int[np
     if config.data.drop_tail:
         usable &= dataset.step + config.model.action_horizon <= lengths[dataset.episode]
     if config.data.drop_noops:
-        usable &= ~_is_noop(dataset)
+        usable &= ~noop_steps(
+            dataset.action, dataset.step == 0, dataset.gripper_dims, absolute=dataset.absolute_actions
+        )
     held_out = _held_out(dataset, config.data.holdout_fraction)[dataset.episode]
     return np.flatnonzero(usable & (held_out == (split == "holdout")))
 
@@ -136,13 +139,6 @@ def _held_out(dataset: EpisodeDataset, fraction: float) -> Bool[np.ndarray, " e"
     if fraction > 0 and len(hashes) > 1 and not held_out.any():
         held_out[np.argmin(hashes)] = True
     return held_out
-
-
-def _is_noop(dataset: EpisodeDataset) -> Bool[np.ndarray, " n"]:
-    """Steps whose action neither moves the arm (norm below 1e-4) nor the gripper (OpenVLA's ``regenerate_libero``)."""
-    still = np.linalg.norm(dataset.action[:, :-1], axis=1) < 1e-4
-    gripper = dataset.action[:, -1]
-    return still & ((gripper == np.roll(gripper, 1)) | (dataset.step == 0))
 
 
 class _BatchBuilder:

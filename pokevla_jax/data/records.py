@@ -26,6 +26,7 @@ from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
 from pokevla_jax.data.codec import decode_frame
 from pokevla_jax.data.codec import encode_frame
+from pokevla_jax.data.conventions import gripper_dims
 from pokevla_jax.data.episode import COLUMNS
 from pokevla_jax.data.episode import INDICES
 from pokevla_jax.data.episode import Episode
@@ -65,6 +66,7 @@ def write_shard(
     *,
     settings: Mapping[str, Any] | None = None,
     jpeg_quality: int = 95,
+    update_manifest: bool = True,
 ) -> None:
     """Writes one shard: it appears whole or not at all.
 
@@ -74,6 +76,8 @@ def write_shard(
         episodes: each with its rendered frames by step, for any subset of its steps. Consumed once, a frame at a time.
         settings: how the data was made (renderer, assets, noise), plain JSON; kept in the manifest.
         jpeg_quality: 1 to 100.
+        update_manifest: whether to compare with the other shards now and list this one. Who writes thousands of shards
+            leaves it to ``open_dataset``.
 
     Raises:
         FileExistsError: when the shard exists.
@@ -124,12 +128,13 @@ def write_shard(
         pq.write_table(table, table_temp, compression="zstd")
         files.sync(table_temp)
         # Before anything appears: an episode id that the dataset has already would make all of it unreadable.
-        others = {path.stem: _read_shard(path)[0] for path in _shard_paths(directory)}
+        others = {path.stem: _read_shard(path)[0] for path in _shard_paths(directory)} if update_manifest else {}
         manifests.build({**others, shard_name: header})
         os.replace(records_temp, records_path)
         os.replace(table_temp, table_path)
     files.sync(directory)
-    manifests.write(directory, dict(sorted({**others, shard_name: header}.items())))
+    if update_manifest:
+        manifests.write(directory, dict(sorted({**others, shard_name: header}.items())))
 
 
 class EpisodeDataset:
@@ -142,6 +147,8 @@ class EpisodeDataset:
         state, action, executed, chunk_end, base_from_camera, keypoints: the columns of ``Episode``, all steps in a row.
         episode, step: which step of which episode a row is.
         shard, record: where a row's frame is stored; record is -1 when it was not rendered.
+        gripper_dims: entries of an action that command grippers; the last one, unless the shards' settings say so.
+        absolute_actions: whether actions are target positions rather than motions.
     """
 
     def __init__(self, directory: Path, shards: tuple[str, ...], manifest: dict, infos: list, columns: dict):
@@ -162,6 +169,7 @@ class EpisodeDataset:
         self.record: np.ndarray = columns["record"]
         self.shard: np.ndarray = columns["shard"]
         self.starts: np.ndarray = np.append(np.searchsorted(self.episode, np.arange(len(infos))), len(self.episode))
+        self.gripper_dims, self.absolute_actions = _action_meaning(directory, manifest, self.action.shape[1])
         self._readers: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -241,6 +249,15 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
                 )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return EpisodeDataset(directory, tuple(headers), summary, infos, joined)
+
+
+def _action_meaning(directory: Path, manifest: dict, width: int) -> tuple[tuple[int, ...], bool]:
+    """Gripper entries and kind of the actions, as the settings of all shards state them."""
+    stated = [settings.get("actions", {}) for settings in manifest["settings"]] or [{}]
+    found = {(gripper_dims(a.get("gripper_dims", [-1]), width), bool(a.get("absolute", False))) for a in stated}
+    if len(found) > 1:
+        raise DataError(f"Shards of {directory} differ in what their actions mean; keep them in different folders")
+    return found.pop()
 
 
 # --- one shard ---

@@ -51,6 +51,10 @@ def config(**data) -> Config:
     """The tiny network with 4 patches per image."""
     tiny = presets.tiny()
     patch = tiny.vision.patch_size
-    model = dataclasses.replace(tiny, vision=dataclasses.replace(tiny.vision, image_size=2 * patch))
+    model = dataclasses.replace(
+        tiny,
+        vision=dataclasses.replace(tiny.vision, image_size=2 * patch),
+        language=dataclasses.replace(tiny.language, vocab_size=1200),
+    )
     data = {"pack_length": 64, "pack_images": 5, **data}
     return Config(model=model, data=DataConfig(**data), stage="vlm", batch_size=4, seed=3)

@@ -72,8 +72,8 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(DataError, match=r"shard-1\.arrayrecord has"):
         open_corpus(folder)
     records.write_bytes(whole[:200] + bytes(len(whole) - 200))
+    corpus = open_corpus(folder)
     with pytest.raises(DataError, match=r"Record .* of .*shard-1\.arrayrecord"):
-        corpus = open_corpus(folder)
         [corpus[i] for i in range(20, 40)]
     with pytest.raises(FileExistsError):
         write_corpus_shard(folder, "shard-0", [corpora.sample(1)])

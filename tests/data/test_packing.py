@@ -60,7 +60,7 @@ def test_compact_conversations_read_back(tokenizer):
 
 
 def test_packed_rows_hold_each_conversation_by_itself(corpus, tokenizer):
-    config = corpora.config()
+    config = corpora.config(pack_length=128)
     samples = [corpora.sample(n) for n in (5, 3, 1)]
     row = build_row(config, samples, tokenizer)
     patches = config.model.vision.num_patches
@@ -194,7 +194,7 @@ def test_weights_of_sources_and_pillars_multiply(corpus, tokenizer):
     assert counts["alpha/grounding"] == 0
     assert counts["beta/general"] == pytest.approx(0.5, abs=0.15)
     for wrong in ({"source_weights": {"alpa": 1.0}}, {"pillar_weights": {"alpha": 1.0}}):
-        with pytest.raises(DataError, match="config.data.*names '"):
+        with pytest.raises(DataError, match=r"config\.data.*names '"):
             corpus_parts(corpora.config(**wrong), corpus, tokenizer)
 
 
