@@ -6,10 +6,8 @@ order from a pool of the next few hundred; the last one or two of a row are thos
 """
 
 import bisect
-import functools
 import logging
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +73,10 @@ def plan_rows(
         length: positions of a row.
         most: images of a row.
     """
+    if len(samples) and (lengths.max() > length or images.max() > most):
+        raise DataError(
+            f"A sample of {lengths.max()} positions and {images.max()} images fits no row of {length}, {most}"
+        )
     order = np.argsort(lengths[:_POOL], kind="stable")
     # The pool, by length; a sample's place in the given order tells its age.
     places, ahead = order, len(order)
@@ -136,30 +138,26 @@ class PackedOrder:
         self._lengths, self._images = lengths, images
         self._length, self._most = config.data.pack_length, config.data.pack_images
         self._ends: list[int] = []
-        self._plans = functools.lru_cache(maxsize=2)(self._plan)
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_plans"}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._plans = functools.lru_cache(maxsize=2)(self._plan)
+        # Travels to workers: packing 2.4 M conversations takes a minute.
+        self._plans: dict[int, Plan] = {}
 
     def __getitem__(self, g: int) -> Int[np.ndarray, " n"]:
         """The samples of row ``g`` of the run."""
         while not self._ends or g >= self._ends[-1]:
-            rows = len(self._plans(len(self._ends)))
+            rows = len(self.epoch(len(self._ends)))
             self._ends.append(rows + (self._ends[-1] if self._ends else 0))
         epoch = bisect.bisect_right(self._ends, g)
-        return self._plans(epoch)[g - (self._ends[epoch - 1] if epoch else 0)]
+        return self.epoch(epoch)[g - (self._ends[epoch - 1] if epoch else 0)]
 
     def epoch(self, epoch: int) -> Plan:
-        """All rows of an epoch."""
-        return self._plans(epoch)
-
-    def _plan(self, epoch: int) -> Plan:
-        samples = self._order.epoch(epoch)
-        return plan_rows(samples, self._lengths[samples], self._images[samples], self._length, self._most)
+        """All rows of an epoch; the last two epochs that were asked for are kept."""
+        plan = self._plans.get(epoch)
+        if plan is None:
+            samples = self._order.epoch(epoch)
+            plan = plan_rows(samples, self._lengths[samples], self._images[samples], self._length, self._most)
+            # Replaced, not changed: threads may be reading.
+            self._plans = dict([*list(self._plans.items())[-1:], (epoch, plan)])
+        return plan
 
 
 def packed_iterator(
@@ -178,8 +176,12 @@ def packed_iterator(
     """
     _check_fit(config, tokenizer)
     parts, lengths = corpus_parts(config, corpus, tokenizer)
-    order = functools.partial(PackedOrder, parts, lengths, corpus.num_images, config)
-    plan = order(config.seed).epoch(0)
+    first = PackedOrder(parts, lengths, corpus.num_images, config, config.seed)
+    plan = first.epoch(0)
+
+    def order(seed: int) -> PackedOrder:
+        return first if seed == config.seed else PackedOrder(parts, lengths, corpus.num_images, config, seed)
+
     logging.getLogger(__name__).info(
         "epoch of %d conversations in %d rows of %d, %.1f %% padding",
         *(len(plan.members), len(plan), config.data.pack_length, 100 * plan.padding),

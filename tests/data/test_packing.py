@@ -119,7 +119,7 @@ def realistic_mix(rng, n=20_000):
     """Text tokens and images as the paper's corpus has them: long dialogues, short pointing questions, reasoning."""
     pillar = rng.choice(4, n, p=[0.275, 0.286, 0.228, 0.211])
     median = np.array([230, 130, 110, 300])[pillar]
-    text = np.clip(rng.lognormal(np.log(median), 0.5), 60, 1800).astype(int)
+    text = np.clip(rng.lognormal(np.log(median), 0.5), 60, 1790).astype(int)
     # Six of a hundred LLaVA conversations are text only.
     images = np.where((pillar == 0) & (rng.random(n) < 0.06), 0, 1)
     return text + 256 * images, images
