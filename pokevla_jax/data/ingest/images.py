@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL import UnidentifiedImageError
 
 from pokevla_jax.data.codec import MAX_SIDE
 from pokevla_jax.data.codec import encode_jpeg
@@ -52,6 +53,8 @@ def to_jpeg(data: bytes, name: str, *, size: int | None = None) -> tuple[bytes, 
             pixels = np.asarray(image.convert("RGB"))
     except Reject:
         raise
+    except UnidentifiedImageError as error:
+        raise Reject("broken image", f"{name} is no picture") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Reject("broken image", f"{name}: {error}") from error
     return encode_jpeg(reduced(pixels, size)), (width, height)

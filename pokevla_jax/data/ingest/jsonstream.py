@@ -51,8 +51,8 @@ def _elements(path: Path, file: Any) -> Iterator[Any]:
                 value, end = decoder.raw_decode(buffer, position)
             except ValueError:
                 break
-            # A number at the chunk's end may go on in the next chunk.
-            if end == len(buffer) and chunk:
+            # A number at the chunk's end may go on in the next chunk: only what follows tells.
+            if buffer[_skip(buffer, end, "") :][:1] not in (",", "]"):
                 break
             yield value
             count, position = count + 1, end

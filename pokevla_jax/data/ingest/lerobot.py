@@ -236,4 +236,4 @@ def _decode(cell: Any, key: str) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, Reject):
             raise
-        raise Reject("broken image", f"{key}: {error}") from error
+        raise Reject("broken image", f"{key} holds something that is no picture ({type(error).__name__})") from error

@@ -163,7 +163,7 @@ def _decode(data: Any, key: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as header:
             size = header.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Reject("broken image", f"{key} holds something that is no picture: {error}") from error
+        raise Reject("broken image", f"{key} holds something that is no picture ({type(error).__name__})") from error
     # Before anything is allocated for what a header claims.
     if max(size) > MAX_SIDE:
         raise Reject("wrong size", f"{key} holds a picture of {size}; at most {MAX_SIDE} a side are read")

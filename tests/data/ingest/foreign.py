@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 40, 24
 
 def picture(number: int, size=(HEIGHT, WIDTH)) -> np.ndarray:
     """A flat colour of its own with a bright corner, so that rotations show."""
-    image = np.full((*size, 3), [(number * 40) % 200, (number * 90) % 200, (number * 20) % 200], np.uint8)
+    image = np.full((*size, 3), [(number * 37) % 199, (number * 91) % 197, (number * 53) % 193], np.uint8)
     image[: size[0] // 4, : size[1] // 4] = 255
     return image
 

@@ -36,9 +36,12 @@ def reasons(summary):
     return {entry["id"]: entry["reason"] for entry in summary["rejected_samples"]}
 
 
-def assert_shows(frame, view, expected, atol=6):
-    """The picture, which way up it stands, and its colour."""
-    np.testing.assert_allclose(frame.images[view].astype(int), expected.astype(int), atol=atol)
+def assert_shows(frame, view, expected):
+    """The picture, which way up it stands, and its colour; JPEG rings about the edge."""
+    difference = np.abs(frame.images[view].astype(int) - expected)
+    assert difference.shape == (foreign.HEIGHT, foreign.WIDTH, 3)
+    assert difference.max() < 40
+    assert np.mean(difference > 6) < 0.03
 
 
 def test_libero_hdf5_is_turned_upright_and_loses_its_noops(tmp_path):
