@@ -215,8 +215,6 @@ class ModelConfig:
     action_horizon: int = 8
     proprio_dim: int = 8
     max_prompt_length: int = 64
-    # Where the patches stand: before the text, or behind its first token as in VLA-Adapter.
-    vision_position: Literal["first", "after_first_token"] = "first"
     # Arithmetic of the forward pass; parameters are float32, frozen ones may be bfloat16.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     # What the backward pass of a layer has at hand: everything; the outputs of linear maps and attention; attention's
@@ -331,8 +329,6 @@ class Config:
     """One experiment."""
 
     model: ModelConfig
-    # "vla": robot episodes and actions (stage 2); "vlm": conversations about images (stage 1).
-    stage: Literal["vla", "vlm"] = "vla"
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()

@@ -59,7 +59,7 @@ def test_whole_numbers_widen_to_float_and_lists_become_tuples():
             {"model__language__witdh": 1},
             r"config\.model\.language\.witdh; did you mean config\.model\.language\.width\?",
         ),
-        ({"qqq": 1}, r"Unknown configuration key config\.qqq; known keys: model, stage, data"),
+        ({"qqq": 1}, r"Unknown configuration key config\.qqq; known keys: model, data"),
         ({"seed": "1"}, r"config\.seed must be int, got '1'"),
         ({"seed": True}, r"config\.seed must be int, got True"),
         ({"seed": 1.0}, r"config\.seed must be int, got 1\.0"),

@@ -70,15 +70,15 @@ class Layout:
 
 
 class Adapter(Protocol):
-    """A reader of one kind of input; plain data, so that it travels to worker processes.
+    """A reader of one kind of input; plain data, so that it travels to worker processes."""
 
-    Attributes:
-        source: names shards and is the source of samples or the suite of episodes.
-        licence: under which the data is published, as its publisher states it.
-    """
+    @property
+    def source(self) -> str:
+        """Names shards, and is the source of samples or the suite of episodes."""
 
-    source: str
-    licence: str
+    @property
+    def licence(self) -> str:
+        """Under which the data is published, as its publisher states it."""
 
     def inputs(self, data: Path) -> list[Path]:
         """The files that say which samples there are; raises ``FileNotFoundError`` where they are not."""

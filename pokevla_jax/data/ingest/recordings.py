@@ -83,7 +83,9 @@ def _sized(frame: Frame, size: int | None) -> Frame:
         return frame
 
     def resize(maps: Mapping[str, np.ndarray] | None, interpolation: int) -> dict[str, np.ndarray] | None:
-        return maps and {view: cv2.resize(a, (size, size), interpolation=interpolation) for view, a in maps.items()}
+        if maps is None:
+            return None
+        return {view: cv2.resize(a, (size, size), interpolation=interpolation) for view, a in maps.items()}
 
     # Between two surfaces there is none, and a mask has no halves.
     nearest = cv2.INTER_NEAREST

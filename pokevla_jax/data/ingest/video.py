@@ -23,10 +23,11 @@ def decode_span(path: Path, first: int, count: int, fps: float) -> Iterator[UInt
 
     if not path.is_file():
         raise Reject("missing image", str(path))
+    frame: Any
     expected = first
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream: Any = container.streams.video[0]
             stream.thread_type = "NONE"
             if first:
                 # To the key frame before it; what lies between is decoded and dropped.
