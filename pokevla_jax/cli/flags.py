@@ -52,11 +52,11 @@ def make_parser(description: str | None, examples: Sequence[str] = ()) -> argpar
     )
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Adds the required ``--config``; ``run`` replaces its value with the loaded ``Config``."""
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds ``--config``; ``run`` replaces its value, where one is given, with the loaded ``Config``."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=required,
         metavar="FILE[:ARG]",
         help="a file of configs/; override any of its keys with --config.KEY=VALUE, "
         "for example --config.optimizer.learning_rate=3e-4",
@@ -76,10 +76,10 @@ def run(
     arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(arguments)
     try:
-        if hasattr(namespace, "config"):
+        if getattr(namespace, "config", None) is not None:
             namespace.config = load_config(namespace.config, overrides)
         elif overrides:
-            parser.error(f"this command has no --config, so --config.{overrides[0]} means nothing")
+            parser.error(f"this command has no --config, or none was given, so --config.{overrides[0]} means nothing")
         return command(namespace) or 0
     except (ValueError, OSError) as error:
         if os.environ.get("POKEVLA_TRACEBACK") or not _is_ours(error):

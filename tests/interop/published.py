@@ -100,10 +100,12 @@ def proprio_projector(proprio=8, width=896) -> Shapes:
     return linear("fc1", proprio, width) | linear("fc2", width, width)
 
 
-def sam_image_encoder(width=768, depth=12, global_blocks=(2, 5, 8, 11), head_dim=64, grid=64, outputs=256) -> Shapes:
+def sam_image_encoder(
+    width=768, depth=12, global_blocks=(2, 5, 8, 11), head_dim=64, grid=64, outputs=256, window=14
+) -> Shapes:
     shapes: Shapes = {"pos_embed": (1, grid, grid, width), **conv("patch_embed.proj", 3, width, 16)}
     for i in range(depth):
-        side = grid if i in global_blocks else 14
+        side = grid if i in global_blocks else window
         block = vit_block(width, 4 * width, lin="lin")
         block |= {f"attn.rel_pos_{axis}": (2 * side - 1, head_dim) for axis in "hw"}
         shapes |= under(f"blocks.{i}.", block)
