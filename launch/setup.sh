@@ -6,6 +6,7 @@
 # Run again it does nothing, and needs no network, until a requirement changes.
 #   POKEVLA_VENV         folder of the virtual environment      (default: .venv in the project's root)
 #   POKEVLA_PYTHON       interpreter to build it with           (default: the first of python3.11 .. python3.13)
+#   POKEVLA_PLAN         1: also the TPU compiler that pokevla-plan and its tests need (200 MB; Linux on x86-64)
 #   POKEVLA_TORCH_INDEX  where torch's CPU build is looked for when pip's own index lacks it (a mirror's address)
 # It sets VENV, and LIBERO_ASSETS where the variable is unset and a shared asset folder stands beside the project.
 set -euo pipefail
@@ -106,7 +107,20 @@ setup::packages() {
   setup::say "packages are in after $((SECONDS - start)) s"
 }
 
+# Not part of the packages: few machines need it, and beside a GPU or on a laptop JAX would look for a TPU with it.
+setup::plan() {
+  [[ -z "${POKEVLA_PLAN:-}" ]] && return
+  local wanted
+  wanted="$(sed -n 's/^libtpu==//p' "$PROJECT/requirements-plan.txt")"
+  "$VENV/bin/python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("libtpu") != sys.argv[1])' "$wanted" \
+    2>/dev/null && return
+  setup::say "installing the TPU compiler"
+  setup::quietly "$VENV/bin/pip" install --disable-pip-version-check --progress-bar off \
+    -c "$PROJECT/constraints.txt" -r "$PROJECT/requirements-plan.txt"
+}
+
 mkdir -p "$VENV" 2>/dev/null || setup::fail "cannot write $VENV; name another folder in POKEVLA_VENV"
 setup::venv
 setup::libraries
 setup::packages
+setup::plan

@@ -3,6 +3,7 @@
 By default the fast tier runs: everything but the markers in ``OPTIONAL``. ``--all`` or an own ``-m`` runs more.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -47,3 +48,10 @@ def _needs_gpu(request):
 
         if jax.default_backend() != "gpu":
             pytest.skip("needs a CUDA device: run with JAX_PLATFORMS=cuda on a machine that has one")
+
+
+@pytest.fixture(autouse=True)
+def _needs_tpu_compiler(request):
+    """Skips a test marked tpu_compiler where the compiler is not installed."""
+    if request.node.get_closest_marker("tpu_compiler") and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: pip install -r requirements-plan.txt")

@@ -6,6 +6,8 @@
 #   bash tests/run.sh -k layering -x    other arguments go to pytest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Every marker: the TPU compiler's too.
+[[ " $* " == *" --all "* ]] && export POKEVLA_PLAN=1
 source launch/setup.sh </dev/null
 if [[ -z "${QWEN_TOKENIZER+set}" && -d ../shared/data/qwen2.5_tokenizer ]]; then
   export QWEN_TOKENIZER="$PWD/../shared/data/qwen2.5_tokenizer"

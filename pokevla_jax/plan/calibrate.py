@@ -1,0 +1,92 @@
+"""How much the prediction flatters: the same predictor on decoders whose speed was measured and published.
+
+``python -m pokevla_jax.plan.calibrate v5e`` compiles the reference of one chip and writes its line of
+``calibration.json``, which ``pokevla-plan`` divides by.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from pokevla_jax.config import LanguageConfig
+from pokevla_jax.plan.topologies import Chip
+
+PATH = Path(__file__).with_name("calibration.json")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A decoder of published speed: shapes, batch and remat as published."""
+
+    name: str
+    topology: str
+    language: LanguageConfig
+    length: int
+    per_chip_batch: int
+    remat: str
+    tensor: int = 1
+    # As published: FLOPs per chip and second, by MaxText's formula of the time (see ``flops_per_step``).
+    measured_mfu: float
+    causal: bool  # whether that formula counts half of the attention square
+    source: str
+
+    @property
+    def flops_per_step(self) -> float:
+        """FLOPs of one chip's step, as the published figure counts them: 6 per weight and token, and attention."""
+        c = self.language
+        tokens = self.per_chip_batch * self.length
+        layer = 2 * c.width * c.head_dim * (c.num_heads + c.num_kv_heads) + 3 * c.width * c.mlp_dim
+        weights = c.num_layers * layer + c.width * c.vocab_size
+        scores = 12.0 * c.num_layers * c.num_heads * c.head_dim * self.length * (0.5 if self.causal else 1.0)
+        return tokens * (6.0 * weights + scores)
+
+
+REFERENCES = {
+    "v5e": Reference(
+        name="MaxText 16B on v5e-256",
+        topology="v5e:16x16",
+        language=LanguageConfig(
+            vocab_size=32_000, width=4096, num_layers=32, num_heads=64, num_kv_heads=64, head_dim=128, mlp_dim=28_672
+        ),
+        length=2048,
+        per_chip_batch=6,
+        remat="full",
+        measured_mfu=0.611,
+        causal=True,
+        source="github.com/AI-Hypercomputer/maxtext, MaxText/configs/v5e/README.md and 16b.sh",
+    ),
+    "v5p": Reference(
+        name="MaxText 32B on v5p-128",
+        topology="v5p:4x4x4",
+        language=LanguageConfig(
+            vocab_size=32_000, width=8192, num_layers=32, num_heads=64, num_kv_heads=64, head_dim=128, mlp_dim=28_672
+        ),
+        length=2048,
+        per_chip_batch=7,
+        remat="dots",
+        tensor=4,
+        measured_mfu=0.715,
+        causal=True,
+        source="github.com/AI-Hypercomputer/maxtext, MaxText/configs/v5p/README.md and 32b.sh",
+    ),
+    "v6e": Reference(
+        name="Llama 3.1 8B on v6e-8",
+        topology="v6e:2x4",
+        language=LanguageConfig(
+            vocab_size=128_256, width=4096, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14_336
+        ),
+        length=8192,
+        per_chip_batch=3,
+        remat="layers",
+        measured_mfu=0.4538,
+        causal=False,
+        source="github.com/AI-Hypercomputer/tpu-recipes, training/trillium/Llama3.1-8B-MaxText/v6e-8: 416.6 TFLOP/s",
+    ),
+}
+
+
+def load(chip: Chip) -> dict[str, Any] | None:
+    """The calibration of a chip: reference, its predicted and measured MFU, and their quotient; None without one."""
+    known = json.loads(PATH.read_text()) if PATH.exists() else {}
+    return known.get(chip.name)
