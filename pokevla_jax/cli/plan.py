@@ -15,6 +15,7 @@ from typing import Any
 
 from pokevla_jax.cli import flags
 from pokevla_jax.config import Config
+from pokevla_jax.config import ConfigError
 from pokevla_jax.plan import topologies
 
 EXAMPLES = (
@@ -27,11 +28,20 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; the process's exit status."""
     parser = flags.make_parser(__doc__.partition("\n")[0], EXAMPLES)
-    flags.add_config(parser)
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        help="a file of configs/; override any of its keys with --config.KEY=VALUE",
+    )
     parser.add_argument("--topology", required=True, metavar="CHIP:SIZES", help="a slice, such as v5e:16x16")
     parser.add_argument("--search", action="store_true", help="find the largest batch and cheapest remat that fit")
     parser.add_argument(
         "--top", type=int, default=0, metavar="N", help="list the N source operations that take longest"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="instead of a configuration, predict a decoder whose speed on this chip is published, and keep the factor",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of text")
     parser.add_argument("--out", metavar="DIR", help="also write plan.json and the compiled program's text there")
@@ -40,8 +50,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     topology = topologies.parse(arguments.topology)
+    if arguments.config is None and not arguments.calibrate:
+        raise ConfigError("--config is missing; give a file of configs/ (or --calibrate without one)")
     topologies.require_compiler()
     with _quiet():
+        if arguments.calibrate:
+            return _calibrate(arguments, topology)
         from pokevla_jax.plan import report
         from pokevla_jax.plan import search
 
@@ -57,6 +71,23 @@ def _plan(arguments: argparse.Namespace) -> int:
         if arguments.out and text:
             Path(arguments.out, "step.hlo.txt").write_text(text)
         return 0 if plan.report["fits"] else 1
+
+
+def _calibrate(arguments: argparse.Namespace, topology: topologies.Topology) -> int:
+    """Runs the predictor on the published reference of the slice's chip generation, on the reference's own slice."""
+    from pokevla_jax.plan import calibrate
+    from pokevla_jax.plan import search
+
+    reference = calibrate.REFERENCES.get(topology.chip.name)
+    if reference is None:
+        raise ConfigError(f"--calibrate knows no published decoder on {topology.chip.name}")
+    plan, _ = _compile(calibrate.configuration(reference), topologies.parse(reference.topology))
+    if plan.tally is None:
+        raise ConfigError(f"{reference.name} does not fit as this project trains it: {plan.report['hbm_gib']}")
+    values = calibrate.entry(reference, plan.tally.seconds, search.versions())
+    calibrate.save(topology, values)
+    _print(arguments, values, "\n".join(f"{key}: {value}" for key, value in values.items()))
+    return 0
 
 
 def _report(config: Config, topology: topologies.Topology) -> dict[str, Any]:

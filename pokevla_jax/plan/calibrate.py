@@ -1,16 +1,29 @@
 """How much the prediction flatters: the same predictor on decoders whose speed was measured and published.
 
-``python -m pokevla_jax.plan.calibrate v5e`` compiles the reference of one chip and writes its line of
-``calibration.json``, which ``pokevla-plan`` divides by.
+``pokevla-plan --calibrate --topology=v5e:16x16`` compiles the reference of one chip generation and writes its entry of
+``calibration.json``, whose factor every plan is divided by. The reference runs as stage 1 with its own language model
+and a vision tower too small to matter.
 """
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pokevla_jax.config import Config
+from pokevla_jax.config import DataConfig
 from pokevla_jax.config import LanguageConfig
+from pokevla_jax.config import MeshConfig
+from pokevla_jax.config import ModelConfig
+from pokevla_jax.config import OptimizerConfig
+from pokevla_jax.config import TowerConfig
+from pokevla_jax.config import VisionConfig
+from pokevla_jax.models import presets
 from pokevla_jax.plan.topologies import Chip
+from pokevla_jax.plan.topologies import Topology
+from pokevla_jax.plan.topologies import parse
 
 PATH = Path(__file__).with_name("calibration.json")
 
@@ -90,3 +103,51 @@ def load(chip: Chip) -> dict[str, Any] | None:
     """The calibration of a chip: reference, its predicted and measured MFU, and their quotient; None without one."""
     known = json.loads(PATH.read_text()) if PATH.exists() else {}
     return known.get(chip.name)
+
+
+def configuration(reference: Reference) -> Config:
+    """The reference as an experiment of this project: splash attention, float32 weights, AdamW, ZeRO-3."""
+    tower = TowerConfig(width=64, depth=1, num_heads=1, mlp_dim=64, feature_block=-1)
+    model = dataclasses.replace(
+        presets.pokevla(),
+        preset=reference.name,
+        vision=VisionConfig(image_size=14, patch_size=14, dinov2=tower, siglip=tower, projector_dim=64),
+        language=reference.language,
+        remat=reference.remat,
+        attention="splash",
+    )
+    assert isinstance(model, ModelConfig)
+    topology = parse(reference.topology)
+    return Config(
+        model=model,
+        stage="vlm",
+        data=DataConfig(pack_length=reference.length, pack_images=1),
+        optimizer=OptimizerConfig(),
+        mesh=MeshConfig(data=1, fsdp=-1, tensor=reference.tensor),
+        batch_size=reference.per_chip_batch * topology.num_chips,
+    )
+
+
+def entry(reference: Reference, step_seconds: float, versions: Mapping[str, str]) -> dict[str, Any]:
+    """What ``calibration.json`` keeps of a reference whose step was predicted to take ``step_seconds``."""
+    chip = parse(reference.topology).chip
+    predicted = reference.flops_per_step / (chip.peak_flops * step_seconds)
+    return {
+        "name": reference.name,
+        "predicted_mfu": round(predicted, 4),
+        "measured_mfu": reference.measured_mfu,
+        "factor": round(predicted / reference.measured_mfu, 4),
+        "predicted_step_ms": round(1e3 * step_seconds, 1),
+        "source": reference.source,
+        "command": f"pokevla-plan --calibrate --topology={reference.topology}",
+        "versions": dict(versions),
+    }
+
+
+def save(topology: Topology, values: Mapping[str, Any]) -> None:
+    """Writes the entry of one chip generation, and leaves the others as they are."""
+    known = json.loads(PATH.read_text()) if PATH.exists() else {}
+    known[topology.chip.name] = dict(values)
+    temporary = PATH.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    temporary.replace(PATH)

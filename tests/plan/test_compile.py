@@ -53,7 +53,7 @@ def test_a_large_matrix_product_runs_at_nearly_the_peak(name):
     text = jax.jit(lambda a, b: a @ b).lower(x, x).compile().as_text()
     tally = cost.analyze(hlo.parse(text), topology, [(0, 0, 0)])
     utilisation = 2 * 8192**3 / tally.seconds / topology.chip.peak_flops
-    assert 0.75 < utilisation < 1.02
+    assert 0.65 < utilisation < 1.02
 
 
 def test_scan_trip_counts_of_a_real_program():
