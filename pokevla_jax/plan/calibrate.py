@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 from pokevla_jax.config import Config
 from pokevla_jax.config import DataConfig
 from pokevla_jax.config import LanguageConfig
 from pokevla_jax.config import MeshConfig
-from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import OptimizerConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VisionConfig
@@ -37,7 +37,7 @@ class Reference:
     language: LanguageConfig
     length: int
     per_chip_batch: int
-    remat: str
+    remat: Literal["none", "dots", "layers", "full"]
     tensor: int = 1
     # As published: FLOPs per chip and second, by MaxText's formula of the time (see ``flops_per_step``).
     measured_mfu: float
@@ -116,7 +116,6 @@ def configuration(reference: Reference) -> Config:
         remat=reference.remat,
         attention="splash",
     )
-    assert isinstance(model, ModelConfig)
     topology = parse(reference.topology)
     return Config(
         model=model,

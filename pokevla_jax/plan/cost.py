@@ -11,7 +11,6 @@ value. ``calibrate`` measures what all of that is worth.
 
 import collections
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -43,6 +42,10 @@ class Collective:
     seconds: float
 
 
+def _sums() -> dict[str, float]:
+    return collections.defaultdict(float)
+
+
 @dataclasses.dataclass
 class Tally:
     """Sums over a computation, loops unrolled."""
@@ -52,11 +55,13 @@ class Tally:
     exposed: float = 0.0  # spent waiting for collectives
     kernels: float = 0.0  # the part of ``compute`` that Pallas kernels were priced at
     by_bytes: float = 0.0  # the part of ``compute`` that has no estimate and was priced by the bytes it moves
-    counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    bytes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    wire: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    sources: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    waits: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    # By kind of collective: executions, bytes that each chip sends, seconds on the links.
+    counts: dict[str, float] = dataclasses.field(default_factory=_sums)
+    bytes: dict[str, float] = dataclasses.field(default_factory=_sums)
+    wire: dict[str, float] = dataclasses.field(default_factory=_sums)
+    # By source operation: seconds of compute, and of waiting for collectives.
+    sources: dict[str, float] = dataclasses.field(default_factory=_sums)
+    waits: dict[str, float] = dataclasses.field(default_factory=_sums)
 
     def add(self, other: "Tally", times: int) -> None:
         """Adds ``other`` executed ``times`` times in a row."""
@@ -105,24 +110,23 @@ class _Analysis:
                 # Its own collectives are over; one that was in flight before has had all of its time.
                 links_free = max(links_free, tally.seconds)
                 continue
-            started = self._started_by(instruction, ends, computation)
-            if started is not None:
-                self._wait(tally, ends.pop(started), instruction)
-            found = self._collectives(instruction, computation) if started is None else []
+            finished = self._finished_by(instruction, ends, computation)
+            if finished is not None:
+                self._wait(tally, ends.pop(finished), instruction)
             seconds = self._compute(tally, instruction, computation)
             tally.compute += seconds
             tally.seconds += seconds
             if seconds:
                 tally.sources[instruction.op_name or f"({instruction.opcode})"] += seconds
-            for collective in found:
+            for collective, key in self._begun_by(instruction, computation):
                 tally.counts[collective.kind] += 1
                 tally.bytes[collective.kind] += collective.bytes
                 tally.wire[collective.kind] += collective.seconds
                 links_free = max(links_free, tally.seconds) + collective.seconds
-            if found and _is_start(instruction):
-                ends[instruction.name] = links_free
-            elif found:
-                self._wait(tally, links_free, instruction)
+                if key:
+                    ends[key] = links_free
+                else:
+                    self._wait(tally, links_free, instruction)
         for end in ends.values():
             self._wait(tally, end, computation.root)
         return tally
@@ -143,22 +147,31 @@ class _Analysis:
             tally.waits[instruction.op_name or f"({instruction.opcode})"] += end - tally.seconds
             tally.seconds = end
 
-    def _started_by(
+    def _finished_by(
         self, instruction: hlo.Instruction, ends: Mapping[str, float], computation: hlo.Computation
     ) -> str | None:
-        """The collective in flight that ``instruction`` ends, if it does."""
-        if not (instruction.opcode.endswith("-done") or "-done" in instruction.name):
+        """The collective in flight that ``instruction`` waits for, if it does."""
+        if not _is_done(instruction):
             return None
+        chain = self._chain(instruction)
+        if chain in ends:
+            return chain
         seen = list(instruction.operands)
         while seen:
             name = seen.pop()
             if name in ends:
                 return name
             producer = computation.by_name.get(name)
-            # A fused step of a collective may stand between its start and its end, and tuples between any two.
             if producer is not None and producer.opcode in ("get-tuple-element", "bitcast", "tuple", "async-update"):
                 seen.extend(producer.operands)
         return None
+
+    def _chain(self, instruction: hlo.Instruction) -> str:
+        """The chain of a piece of a collective that is fused with compute, or ""."""
+        called = instruction.called.get("calls")
+        if called is None or instruction.opcode != "fusion":
+            return ""
+        return next((f"chain {i.chain}" for i in self._program.inside(called) if i.chain), "")
 
     def _compute(self, tally: Tally, instruction: hlo.Instruction, computation: hlo.Computation) -> float:
         chip = self._topology.chip
@@ -173,7 +186,7 @@ class _Analysis:
             seconds = kernels.seconds(instruction, operands, chip)
             tally.kernels += seconds
             return seconds
-        if _kind(instruction.opcode) is not None or instruction.opcode == "async-start":
+        if _kind(instruction.opcode) is not None or _is_done(instruction) or _is_start(instruction):
             return 0.0
         moved = instruction.bytes + sum(
             computation.by_name[name].bytes for name in instruction.operands if name in computation.by_name
@@ -182,22 +195,38 @@ class _Analysis:
         tally.by_bytes += seconds
         return seconds
 
-    def _collectives(self, instruction: hlo.Instruction, computation: hlo.Computation) -> list[Collective]:
-        """The collectives that one instruction starts: itself, or those fused into it."""
+    def _begun_by(self, instruction: hlo.Instruction, computation: hlo.Computation) -> list[tuple[Collective, str]]:
+        """The collectives that begin with an instruction, each with the name that its end finds it by.
+
+        The name is "" where the instruction itself waits for the end. A collective that is fused with compute is cut
+        into pieces: one that starts it, some inside of other fusions, one that ends it. All carry the collective and
+        its chain; the first counts.
+        """
+        if _is_done(instruction):
+            return []
         kind = _kind(instruction.opcode)
         if kind is not None:
-            return [] if instruction.opcode.endswith("-done") else [self._price(instruction, computation, kind)]
+            key = instruction.name if instruction.opcode.endswith("-start") else ""
+            return [(self._price(instruction, computation, kind), key)]
         called = instruction.called.get("calls")
-        if called is None or instruction.opcode.endswith("-done") or "-done" in instruction.name:
+        if called is None:
             return []
-        return list(self._fused(called))
+        if instruction.opcode == "async-start":
+            return [(collective, instruction.name) for collective, _ in self._fused(called)]
+        if _is_start(instruction):
+            return [(collective, f"chain {chain}" if chain else "") for collective, chain in self._fused(called)]
+        return [(collective, "") for collective, chain in self._fused(called) if not chain]
 
-    @functools.cache  # noqa: B019 - lives as long as one analysis
-    def _fused(self, name: str) -> tuple[Collective, ...]:
-        computation, found = self._program.computations[name], list[Collective]()
+    def _fused(self, name: str) -> list[tuple[Collective, str]]:
+        """The collectives inside of a computation, and the chains they are pieces of."""
+        computation, found = self._program.computations[name], []
         for instruction in computation.instructions:
-            found += self._collectives(instruction, computation)
-        return tuple(found)
+            kind = _kind(instruction.opcode)
+            if kind is not None:
+                found.append((self._price(instruction, computation, kind), instruction.chain))
+            elif "calls" in instruction.called:
+                found += self._fused(instruction.called["calls"])
+        return found
 
     def _price(self, instruction: hlo.Instruction, computation: hlo.Computation, kind: str) -> Collective:
         groups = hlo.replica_groups(instruction.attributes, len(self._coordinates))
@@ -240,4 +269,8 @@ def _kind(opcode: str) -> str | None:
 
 
 def _is_start(instruction: hlo.Instruction) -> bool:
-    return instruction.opcode.endswith("-start") or "-start" in instruction.name
+    return instruction.opcode.endswith("-start") or (instruction.opcode == "fusion" and "-start" in instruction.name)
+
+
+def _is_done(instruction: hlo.Instruction) -> bool:
+    return instruction.opcode.endswith("-done") or (instruction.opcode == "fusion" and "-done" in instruction.name)

@@ -25,6 +25,9 @@ _TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"^[su](?:8|16|32|64)\[\]")
 _IOTA_GROUPS = re.compile(r"\breplica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH_GROUPS = re.compile(r"\breplica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+)|=(\d+))?")
+_CHAIN = re.compile(r'\bchain_id="(\d+)"')
 _LIST_GROUPS = re.compile(r"\breplica_groups=\{(\{[\d,{}\s]*\})\}")
 _BRACKETS = re.compile(r'[()"]|\\.')
 _PAIRS = re.compile(r"\bsource_target_pairs=\{(\{[\d,{}\s]*\})\}")
@@ -69,6 +72,12 @@ class Instruction:
     def op_name(self) -> str:
         """The name scopes of the source operation, or ""."""
         found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def chain(self) -> str:
+        """What the pieces of one collective that is fused with compute have in common, or ""."""
+        found = _CHAIN.search(self.attributes)
         return found[1] if found else ""
 
     @property
@@ -234,12 +243,32 @@ def replica_groups(attributes: str, num_devices: int) -> list[list[int]]:
     if iota:
         dims = [int(d) for d in iota[3].split(",")]
         order = _transposed(dims, [int(d) for d in iota[4].split(",")] if iota[4] else list(range(len(dims))))
-        size = int(iota[2])
-        return [order[i : i + size] for i in range(0, len(order), size)]
+        return _chunks(order, int(iota[2]))
+    mesh = _MESH_GROUPS.search(attributes)
+    if mesh:
+        return _mesh_groups(mesh[1], mesh[2])
     listed = _LIST_GROUPS.search(attributes) or _PAIRS.search(attributes)
     if listed:
         return [[int(x) for x in group.split(",") if x.strip()] for group in re.findall(r"\{([\d,\s]*)\}", listed[1])]
     return [list(range(num_devices))]
+
+
+def _mesh_groups(mesh: str, axes: str) -> list[list[int]]:
+    """Groups along some axes of a mesh, such as ``'a'=4,'b'=8`` and ``'b':(2)4``: the part of 4 behind one of 2."""
+    wanted = {name: (int(before or 1), int(size or 0)) for name, before, size, _ in _MESH_AXIS.findall(axes)}
+    dims, chosen = list[int](), list[bool]()
+    for name, _, _, whole in _MESH_AXIS.findall(mesh):
+        before, size = wanted.get(name, (1, 1))
+        size = size or int(whole)
+        dims += [before, size, int(whole) // (before * size)]
+        chosen += [False, name in wanted, False]
+    outer = [i for i, inside in enumerate(chosen) if not inside]
+    inner = [i for i, inside in enumerate(chosen) if inside]
+    return _chunks(_transposed(dims, outer + inner), math.prod(dims[i] for i in inner))
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _transposed(dims: list[int], permutation: list[int]) -> list[int]:

@@ -46,7 +46,7 @@ def make_plan(config: Config, objective: Objective, topology: Topology, compiled
     calibration = calibrate.load(topology.chip)
     report |= {
         "collectives": [
-            {"kind": kind, "count": tally.counts[kind], "gib": round(tally.bytes[kind] / 2**30, 4)}
+            {"kind": kind, "count": int(tally.counts[kind]), "gib": round(tally.bytes[kind] / 2**30, 4)}
             for kind in cost.KINDS
             if tally.counts[kind]
         ],
@@ -173,16 +173,17 @@ def _calibrated(report: Mapping[str, Any]) -> str:
 
 def top_sources(tally: cost.Tally, count: int) -> list[str]:
     """Lines that say where the step's time goes, by source operation."""
-    grouped: collections.Counter[tuple[str, str]] = collections.Counter()
+    grouped: dict[tuple[str, str], float] = collections.defaultdict(float)
     for name, seconds in tally.sources.items():
         grouped[source(name)] += seconds
     for name, seconds in tally.waits.items():
         scope, direction = source(name)
         grouped[f"{scope} (waiting)", direction] += seconds
     lines = [f"{'ms':>10} {'share':>6}  pass       source"]
-    for (scope, direction), seconds in grouped.most_common(count):
+    longest = sorted(grouped.items(), key=lambda item: item[1], reverse=True)[:count]
+    for (scope, direction), seconds in longest:
         lines.append(f"{1e3 * seconds:10.3f} {seconds / tally.seconds:6.1%}  {direction:<9}  {scope}")
-    rest = sum(grouped.values()) - sum(seconds for _, seconds in grouped.most_common(count))
+    rest = sum(grouped.values()) - sum(seconds for _, seconds in longest)
     lines.append(f"{1e3 * rest:10.3f} {rest / tally.seconds:6.1%}             everything else")
     return lines
 

@@ -138,3 +138,28 @@ ENTRY %main (q: bf16[8,14,1024,64], k: bf16[8,2,1024,64]) -> bf16[8,14,1024,64] 
   ROOT %attention = bf16[8,14,1024,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit(train_step)/jvp(language)/while/body/splash_mha_fwd_residuals/pallas_call"}, backend_config={"custom_call_config":{"body":"TUzvUgJNTElS)(\\"","serialization_format":1}}
 }
 """
+
+# An all-gather that is fused with compute, in three pieces: its start, a step inside of a matrix product, its end.
+CHAIN = """HloModule jit_step, is_scheduled=true
+
+%piece (w: bf16[256,1024]) -> bf16[1024,1024] {
+  %w = bf16[256,1024]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[1024,1024]{1,0} all-gather(%w), channel_id=149, replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="9"}
+}
+
+%async_collective_fusion.1 (w.1: bf16[256,1024], x: bf16[8,8]) -> bf16[1024,1024] {
+  %w.1 = bf16[256,1024]{1,0} parameter(0)
+  %x = bf16[8,8]{1,0} parameter(1)
+  ROOT %all-gather.2 = bf16[1024,1024]{1,0} all-gather(%w.1), channel_id=149, replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="9"}
+}
+
+ENTRY %main (w.2: bf16[256,1024], x.1: bf16[8,8]) -> bf16[1024,1024] {
+  %w.2 = bf16[256,1024]{1,0} parameter(0)
+  %x.1 = bf16[8,8]{1,0} parameter(1)
+  %async-collective-start.8 = (bf16[256,1024]{1,0}, u32[]{:S(2)}) fusion(%w.2), kind=kCustom, calls=%piece, backend_config={"estimated_cycles":"0"}
+  %state = u32[]{:S(2)} get-tuple-element(%async-collective-start.8), index=1
+  %fusion.1 = (bf16[256,1024]{1,0}, u32[]{:S(2)}) fusion(%w.2, %x.1), kind=kOutput, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"15000"}
+  %state.1 = u32[]{:S(2)} get-tuple-element(%fusion.1), index=1
+  ROOT %async-collective-done.8 = bf16[1024,1024]{1,0} fusion(%w.2, %state.1), kind=kCustom, calls=%piece
+}
+"""

@@ -60,6 +60,15 @@ def test_compute_behind_the_end_hides_nothing():
     assert later.seconds - earlier.seconds == pytest.approx(15000 / CLOCK)
 
 
+def test_a_collective_in_pieces_counts_once_and_is_hidden_by_what_it_is_fused_with():
+    tally = analyze(programs.CHAIN)
+    gather = 0.75 * 1024 * 1024 * 2 / LINK
+    assert tally.counts == {"all-gather": 1}
+    assert tally.wire["all-gather"] == pytest.approx(gather)
+    assert tally.compute == pytest.approx(15000 / CLOCK)
+    assert tally.exposed == pytest.approx(gather - 15000 / CLOCK)
+
+
 def test_a_ring_has_twice_the_bandwidth_of_a_line_and_dimensions_add_up():
     pod = topologies.parse("v5e:16x16")
     everyone = [(x, y, 0) for x in range(16) for y in range(16)]
