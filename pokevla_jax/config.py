@@ -6,25 +6,38 @@ ConfigDict. A field whose value the paper does not state says so, with the reaso
 """
 
 import dataclasses
-import difflib
-import json
-import types
-import typing
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import field
 from typing import Any
 from typing import Literal
-from typing import TypeVar
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from pokevla_jax.fields import ConfigError
+from pokevla_jax.fields import from_dict
+from pokevla_jax.fields import to_dict
 
-T = TypeVar("T", bound="DataclassInstance")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says what to change."""
+__all__ = [
+    "ActionHeadConfig",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "GeometryConfig",
+    "KeypointConfig",
+    "LanguageConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "SegmentationConfig",
+    "TowerConfig",
+    "VggtConfig",
+    "VisionConfig",
+    "from_config_dict",
+    "from_dict",
+    "to_dict",
+    "validate",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +277,10 @@ class DataConfig:
     zero_language: bool = False
     # Fraction of noise added to the normalised proprio in training, against copying the state.
     proprio_noise: float = 0.0
+    # How often an epoch shows each sample of a source (a corpus, a suite) or of a pillar; 1 where none is given. Both
+    # multiply: {"llava_instruct": 0.5} shows half of it per epoch, another half in the next.
+    source_weights: dict[str, float] = field(default_factory=dict)
+    pillar_weights: dict[str, float] = field(default_factory=dict)
     # Stage 1: tokens of one packed row, image slots included, and how many images a row may hold.
     pack_length: int = 2048
     pack_images: int = 4
@@ -323,7 +340,7 @@ class Config:
     """One experiment."""
 
     model: ModelConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -336,61 +353,6 @@ class Config:
     eval_every: int = 1000
     # Held-out batches per evaluation, evenly spread over all held-out samples; 0 takes every sample once.
     eval_batches: int = 0
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain JSON types; ``from_dict`` is its inverse."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], *, path: str = "config") -> T:
-    """Builds ``cls`` from nested mappings.
-
-    Raises:
-        ConfigError: for an unknown key (naming the nearest known one), a missing key or a value of the wrong type.
-    """
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError(f"Unknown configuration key {path}.{key}; {hint}")
-    arguments = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in values.items()}
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.name not in arguments and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ConfigError(f"Missing configuration key {path}.{missing[0]}")
-    return cls(**arguments)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """``value`` as the type ``hint`` asks for; numbers may widen, nothing else is coerced."""
-    origin = typing.get_origin(hint)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} is a group of keys, got {value!r}")
-        return from_dict(hint, value, path=path)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{path} must be one of {', '.join(map(repr, typing.get_args(hint)))}, got {value!r}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        (hint,) = [h for h in typing.get_args(hint) if h is not type(None)]
-        return _convert(hint, value, path)
-    if origin is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{path} must be a sequence, got {value!r}")
-        return tuple(_convert(typing.get_args(hint)[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{path} must be {hint.__name__}, got {value!r}")
-    return value
 
 
 def from_config_dict(config_dict: Any) -> Config:
@@ -430,6 +392,10 @@ def validate(config: Config) -> None:
                 f"config.model.{name} {value} reads the state of <SEG>, which config.model.seg_token False leaves out; "
                 f"switch {name} off, or the token on"
             )
+    for group in ("source_weights", "pillar_weights"):
+        for name, weight in getattr(config.data, group).items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(f"config.data.{group}.{name} is {weight}; give a number of 0 or more")
     if config.batch_size % config.optimizer.accumulation_steps:
         raise ConfigError(
             f"config.batch_size {config.batch_size} is not divisible by optimizer.accumulation_steps "

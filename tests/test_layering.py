@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # What each part may import of the project besides itself. A part that is not listed here fails the first test.
 MAY_IMPORT = {
     "pokevla_jax.typing": (),
-    "pokevla_jax.config": ("typing",),
+    "pokevla_jax.fields": ("typing",),
+    "pokevla_jax.config": ("typing", "fields"),
     "pokevla_jax.models": ("typing", "config"),
     "pokevla_jax.sharding": ("typing", "config"),
     "pokevla_jax.flops": ("config",),

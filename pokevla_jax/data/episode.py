@@ -125,7 +125,11 @@ def to_table(episode: Episode, index: int, records: np.ndarray) -> pa.Table:
         "record": pa.array(records),
     }
     for name in COLUMNS:
-        flat = np.ascontiguousarray(getattr(episode, name), np.float32).reshape(length, -1)
+        array = np.ascontiguousarray(getattr(episode, name), np.float32)
+        if not array.size:
+            # Arrow has no lists of no width: an episode without key points has no such column.
+            continue
+        flat = array.reshape(length, -1)
         columns[name] = pa.FixedSizeListArray.from_arrays(flat.ravel(), flat.shape[1])
     return pa.table(columns)
 
@@ -140,6 +144,9 @@ def from_table(table: pa.Table, header: dict, path: Path) -> dict[str, np.ndarra
     shapes = {"base_from_camera": (len(header["episodes"][0]["views"]), 4, 4), "keypoints": (-1, 3)}
     result = {}
     for name in (*COLUMNS, *INDICES):
+        if name == "keypoints" and name not in table.column_names:
+            result[name] = np.zeros((len(table), 0, 3), np.float32)
+            continue
         if name not in table.column_names or table[name].null_count:
             raise DataError(f"Table {path} lacks column {name!r} or has gaps in it; record the shard again")
         column = table[name].combine_chunks()

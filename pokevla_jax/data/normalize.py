@@ -98,11 +98,11 @@ def _column_from_json(values: Mapping[str, Any]) -> ColumnStatistics:
 def compute_statistics(dataset: EpisodeDataset) -> Statistics:
     """Exact statistics over every recorded step, rendered or not; reads no image.
 
-    The last action dimension, the gripper, passes through: it has two values only.
+    The grippers' entries of actions pass through: they have two values only.
     """
     if not len(dataset.action):
         raise DataError("Statistics need at least one step")
-    action_mask = np.arange(dataset.action.shape[1]) < dataset.action.shape[1] - 1
+    action_mask = ~np.isin(np.arange(dataset.action.shape[1]), dataset.gripper_dims)
     return Statistics(
         state=_column_statistics(dataset.state, np.ones(dataset.state.shape[1], np.bool_), STATE_FLOOR),
         action=_column_statistics(dataset.action, action_mask, ACTION_FLOOR),

@@ -1,24 +1,27 @@
-"""Batches for training and for held-out evaluation, in an order that is a pure function of (seed, epoch, step).
+"""Stage-2 batches from robot episodes, for training and for held-out evaluation.
 
-Sample number g of a run (batch_size samples per step) is row ``order[g]`` of the dataset's table, where every epoch is
-shuffled by (seed, epoch); its augmentation is seeded by (seed, epoch, row). A global batch is batched first and split
-over the processes afterwards, so neither the number of processes or workers nor a restart changes what any step sees,
-and the whole state of the iterator is the number of the next step.
+Sample number g of a run (batch_size samples per step) is a row of the dataset's table, in the order of ``mixture``;
+its augmentation is seeded by (seed, epoch, row).
 """
 
+import functools
 import hashlib
-import os
 from collections.abc import Iterator
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 from typing import Literal
 
-import grain
 import numpy as np
-from absl import flags
 
 from pokevla_jax.config import Config
 from pokevla_jax.data.codec import DataError
+from pokevla_jax.data.conventions import noop_steps
+from pokevla_jax.data.iterator import TrainIterator
+from pokevla_jax.data.iterator import check_batch
+from pokevla_jax.data.iterator import local_rows
+from pokevla_jax.data.mixture import Order
+from pokevla_jax.data.mixture import Part
+from pokevla_jax.data.mixture import digest
+from pokevla_jax.data.mixture import weighted_parts
 from pokevla_jax.data.normalize import Statistics
 from pokevla_jax.data.records import EpisodeDataset
 from pokevla_jax.data.schema import batch_spec
@@ -30,94 +33,7 @@ from pokevla_jax.typing import Int
 
 Split = Literal["train", "holdout"]
 
-_MAX_THREADS = 16
 _VALIDITY = ("action_mask", "mask_valid", "points_valid", "keypoints_valid")
-
-
-class TrainIterator:
-    """This process's rows of every global batch, endlessly, starting at ``step``.
-
-    Attributes:
-        step: the step whose batch comes next.
-        num_samples: samples per epoch over all processes.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        dataset: EpisodeDataset,
-        statistics: Statistics,
-        tokenizer: Tokenizer,
-        *,
-        process_index: int = 0,
-        process_count: int = 1,
-        start_step: int = 0,
-    ):
-        _check_fit(config, dataset, tokenizer)
-        local = _local_rows(config, process_index, process_count)
-        rows = sample_rows(config, dataset, "train")
-        if not len(rows):
-            raise DataError(
-                f"{dataset.directory} holds no training sample: no rendered step with a valid action outside the "
-                "held-out episodes; record more episodes or lower config.data.holdout_fraction"
-            )
-        self.num_samples = len(rows)
-        self._config = config
-        build = _BatchBuilder(config, dataset, statistics, tokenizer, len(rows), local)
-        order = grain.MapDataset.source(rows).seed(config.seed).shuffle().repeat()
-        self._steps = order.map_with_index(_with_index).batch(config.batch_size).map(build)
-        self._seek(start_step)
-
-    def __iter__(self) -> "TrainIterator":
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
-        self.step += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        """The position, in plain JSON types; the same for every process and any number of them."""
-        return {
-            "step": self.step,
-            "seed": self._config.seed,
-            "batch_size": self._config.batch_size,
-            "num_samples": self.num_samples,
-        }
-
-    def set_state(self, state: Mapping[str, int]) -> None:
-        """Continues where ``get_state`` was called, on however many processes and workers there are now.
-
-        Raises:
-            DataError: when seed, batch size or data differ, since the order would not continue but start anew.
-        """
-        for key, value in self.get_state().items():
-            if key != "step" and state.get(key) != value:
-                raise DataError(
-                    f"The saved data position has {key} {state.get(key)}, this run has {value}; restore it, or start a "
-                    "new run from the checkpoint's parameters"
-                )
-        self._seek(int(state["step"]))
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._iterator.close()
-
-    def _seek(self, step: int) -> None:
-        data = self._config.data
-        # A sliced dataset starts anew: the position then does not depend on how many workers there were before.
-        steps = self._steps[step:] if step else self._steps
-        # One element is one batch; threads build several at once (OpenCV releases the GIL), workers many more.
-        threads = 1 if data.num_workers else min(os.cpu_count() or 1, _MAX_THREADS, data.prefetch)
-        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=data.prefetch))
-        if data.num_workers:
-            if not flags.FLAGS.is_parsed():
-                # Grain reads absl flags when it starts workers; outside of absl's own main nobody has parsed them.
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(data.num_workers, per_worker_buffer_size=data.prefetch)
-            batches = batches.mp_prefetch(options)
-        self._iterator = iter(batches)
-        self.step = step
 
 
 def train_iterator(
@@ -135,15 +51,35 @@ def train_iterator(
     Raises:
         DataError: when dataset, tokenizer and configuration do not fit together, saying what to change.
     """
+    _check_fit(config, dataset, tokenizer)
+    parts = sample_parts(config, dataset)
+    num_samples = sum(part.count for part in parts)
+    if not num_samples:
+        raise DataError(
+            f"{dataset.directory} holds no training sample: no rendered step with a valid action outside the "
+            "held-out episodes; record more episodes, or lower config.data.holdout_fraction or raise source_weights"
+        )
     return TrainIterator(
         config,
-        dataset,
-        statistics,
-        tokenizer,
+        functools.partial(Order, parts),
+        _BatchBuilder(config, dataset, statistics, tokenizer),
+        mixture=digest(parts, config.data),
+        num_samples=num_samples,
         process_index=process_index,
         process_count=process_count,
         start_step=start_step,
     )
+
+
+def sample_parts(config: Config, dataset: EpisodeDataset) -> list[Part]:
+    """The training rows of each suite, weighted by ``config.data.source_weights``."""
+    rows = sample_rows(config, dataset, "train")
+    suites = [info.suite for info in dataset.episodes]
+    names = sorted(set(suites))
+    groups = np.array([names.index(suite) for suite in suites])[dataset.episode[rows]]
+    if config.data.pillar_weights:
+        raise DataError("config.data.pillar_weights weighs stage 1's pillars; episodes have suites: use source_weights")
+    return weighted_parts(names, groups, rows, config.data.source_weights)
 
 
 def holdout_batches(
@@ -166,7 +102,7 @@ def holdout_batches(
     limit = len(rows) if max_batches is None else min(len(rows), max_batches * config.batch_size)
     # Evenly spread, and every row when there is no limit.
     rows = rows[np.arange(limit) * len(rows) // max(limit, 1)]
-    local = _local_rows(config, process_index, process_count)
+    local = local_rows(config, process_index, process_count)
     for start in range(0, limit, config.batch_size):
         places = start + np.arange(local.start, local.stop)
         samples = [
@@ -186,7 +122,9 @@ def sample_rows(config: Config, dataset: EpisodeDataset, split: Split) -> Int[np
     if config.data.drop_tail:
         usable &= dataset.step + config.model.action_horizon <= lengths[dataset.episode]
     if config.data.drop_noops:
-        usable &= ~_is_noop(dataset)
+        usable &= ~noop_steps(
+            dataset.action, dataset.step == 0, dataset.gripper_dims, absolute=dataset.absolute_actions
+        )
     held_out = _held_out(dataset, config.data.holdout_fraction)[dataset.episode]
     return np.flatnonzero(usable & (held_out == (split == "holdout")))
 
@@ -203,66 +141,26 @@ def _held_out(dataset: EpisodeDataset, fraction: float) -> Bool[np.ndarray, " e"
     return held_out
 
 
-def _is_noop(dataset: EpisodeDataset) -> Bool[np.ndarray, " n"]:
-    """Steps whose action neither moves the arm (norm below 1e-4) nor the gripper (OpenVLA's ``regenerate_libero``)."""
-    still = np.linalg.norm(dataset.action[:, :-1], axis=1) < 1e-4
-    gripper = dataset.action[:, -1]
-    return still & ((gripper == np.roll(gripper, 1)) | (dataset.step == 0))
-
-
 class _BatchBuilder:
-    """Builds this process's part of a global batch from the (index, row) pairs of its samples; travels to workers."""
+    """Builds this process's part of a batch from the (epoch, row) pairs of its samples; travels to workers."""
 
-    def __init__(
-        self,
-        config: Config,
-        dataset: EpisodeDataset,
-        statistics: Statistics,
-        tokenizer: Tokenizer,
-        num_samples: int,
-        local: slice,
-    ):
+    def __init__(self, config: Config, dataset: EpisodeDataset, statistics: Statistics, tokenizer: Tokenizer):
         self._arguments = (config, dataset, statistics, tokenizer)
-        self._num_samples = num_samples
-        self._local = local
 
-    def __call__(self, batch: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
         config, dataset, statistics, tokenizer = self._arguments
         samples = []
-        for index, row in zip(*(column[self._local] for column in batch), strict=True):
-            rng = np.random.default_rng([config.seed, int(index) // self._num_samples, int(row)])
-            samples.append(training_sample(config, dataset, int(row), statistics, tokenizer, rng))
+        for epoch, row in items:
+            rng = np.random.default_rng([config.seed, epoch, row])
+            samples.append(training_sample(config, dataset, row, statistics, tokenizer, rng))
         return _stack(config, samples)
-
-
-def _with_index(index: int, row: Any) -> tuple[int, Any]:
-    return index, row
 
 
 def _stack(config: Config, samples: list[Sample]) -> dict[str, np.ndarray]:
     """The samples as one batch, which has the keys, shapes and dtypes of ``batch_spec``."""
-    spec = batch_spec(config, len(samples))
     batch = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    for key in spec.keys() | batch.keys():
-        if key not in batch or key not in spec:
-            raise DataError(f"Batch key {key!r} is in only one of the loader and batch_spec; make them agree")
-        if (batch[key].shape, batch[key].dtype) != tuple(spec[key]):
-            raise DataError(
-                f"Batch key {key!r} is {batch[key].dtype}{batch[key].shape}, the configuration asks for "
-                f"{spec[key].dtype}{spec[key].shape}"
-            )
+    check_batch(batch, batch_spec(config, len(samples)))
     return batch
-
-
-def _local_rows(config: Config, process_index: int, process_count: int) -> slice:
-    """This process's rows of a global batch."""
-    local, rest = divmod(config.batch_size, process_count)
-    if rest:
-        raise DataError(
-            f"config.batch_size {config.batch_size} does not divide over {process_count} processes; nearest: "
-            f"{max(local, 1) * process_count}"
-        )
-    return slice(process_index * local, (process_index + 1) * local)
 
 
 def _check_fit(config: Config, dataset: EpisodeDataset, tokenizer: Tokenizer) -> None:

@@ -11,9 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
+from pokevla_jax.data import files
 from pokevla_jax.data import manifest as manifests
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
 from pokevla_jax.data.codec import decode_frame
 from pokevla_jax.data.codec import encode_frame
+from pokevla_jax.data.conventions import gripper_dims
 from pokevla_jax.data.episode import COLUMNS
 from pokevla_jax.data.episode import INDICES
 from pokevla_jax.data.episode import Episode
@@ -56,7 +56,7 @@ _MAX_METADATA_BYTES = 256 << 20
 
 def shard_exists(directory: str | os.PathLike, shard_name: str) -> bool:
     """Whether the shard is complete on disk."""
-    return (_local(directory) / f"{_checked_name(shard_name)}.parquet").is_file()
+    return (files.local(directory) / f"{_checked_name(shard_name)}.parquet").is_file()
 
 
 def write_shard(
@@ -66,6 +66,7 @@ def write_shard(
     *,
     settings: Mapping[str, Any] | None = None,
     jpeg_quality: int = 95,
+    update_manifest: bool = True,
 ) -> None:
     """Writes one shard: it appears whole or not at all.
 
@@ -75,12 +76,14 @@ def write_shard(
         episodes: each with its rendered frames by step, for any subset of its steps. Consumed once, a frame at a time.
         settings: how the data was made (renderer, assets, noise), plain JSON; kept in the manifest.
         jpeg_quality: 1 to 100.
+        update_manifest: whether to compare with the other shards now and list this one. Who writes thousands of shards
+            leaves it to ``open_dataset``.
 
     Raises:
         FileExistsError: when the shard exists.
         DataError: when an episode contradicts itself or the ones before it.
     """
-    directory = _local(directory)
+    directory = files.local(directory)
     if shard_exists(directory, shard_name):
         raise FileExistsError(f"Shard {directory / shard_name}.parquet exists; choose another name or delete it first")
     directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def write_shard(
     infos: list[dict] = []
     tables: list[pa.Table] = []
     num_records, image_size = 0, None
-    with _temporary(records_path) as records_temp, _temporary(table_path) as table_temp:
+    with files.temporary(records_path) as records_temp, files.temporary(table_path) as table_temp:
         # One record per group: a shuffled read then decompresses nothing but its own record.
         writer = array_record_module.ArrayRecordWriter(str(records_temp), "group_size:1,uncompressed")
         try:
@@ -106,7 +109,7 @@ def write_shard(
             writer.close()
         if not infos:
             raise DataError(f"Shard {shard_name!r} of {directory} would hold no episode; record at least one")
-        _sync(records_temp)
+        files.sync(records_temp)
         header = {
             "format": manifests.FORMAT,
             "image_size": list(image_size) if image_size else None,
@@ -123,14 +126,15 @@ def write_shard(
             raise DataError(f"Episodes of shard {shard_name!r} differ in their columns' widths: {error}") from error
         table = table.replace_schema_metadata({manifests.METADATA_KEY: json.dumps(header)})
         pq.write_table(table, table_temp, compression="zstd")
-        _sync(table_temp)
+        files.sync(table_temp)
         # Before anything appears: an episode id that the dataset has already would make all of it unreadable.
-        others = {path.stem: _read_shard(path)[0] for path in _shard_paths(directory)}
+        others = {path.stem: _read_shard(path)[0] for path in _shard_paths(directory)} if update_manifest else {}
         manifests.build({**others, shard_name: header})
         os.replace(records_temp, records_path)
         os.replace(table_temp, table_path)
-    _sync(directory)
-    manifests.write(directory, dict(sorted({**others, shard_name: header}.items())))
+    files.sync(directory)
+    if update_manifest:
+        manifests.write(directory, dict(sorted({**others, shard_name: header}.items())))
 
 
 class EpisodeDataset:
@@ -143,6 +147,8 @@ class EpisodeDataset:
         state, action, executed, chunk_end, base_from_camera, keypoints: the columns of ``Episode``, all steps in a row.
         episode, step: which step of which episode a row is.
         shard, record: where a row's frame is stored; record is -1 when it was not rendered.
+        gripper_dims: entries of an action that command grippers; the last one, unless the shards' settings say so.
+        absolute_actions: whether actions are target positions rather than motions.
     """
 
     def __init__(self, directory: Path, shards: tuple[str, ...], manifest: dict, infos: list, columns: dict):
@@ -163,6 +169,7 @@ class EpisodeDataset:
         self.record: np.ndarray = columns["record"]
         self.shard: np.ndarray = columns["shard"]
         self.starts: np.ndarray = np.append(np.searchsorted(self.episode, np.arange(len(infos))), len(self.episode))
+        self.gripper_dims, self.absolute_actions = _action_meaning(directory, manifest, self.action.shape[1])
         self._readers: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -212,7 +219,7 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
         FileNotFoundError: when there is no dataset.
         DataError: for a truncated, foreign or missing shard, naming it.
     """
-    directory = _local(directory)
+    directory = files.local(directory)
     if not directory.is_dir():
         raise FileNotFoundError(
             f"Dataset folder {directory} does not exist; record one with pokevla-record --out {directory}"
@@ -242,6 +249,15 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
                 )
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return EpisodeDataset(directory, tuple(headers), summary, infos, joined)
+
+
+def _action_meaning(directory: Path, manifest: dict, width: int) -> tuple[tuple[int, ...], bool]:
+    """Gripper entries and kind of the actions, as the settings of all shards state them."""
+    stated = [settings.get("actions", {}) for settings in manifest["settings"]] or [{}]
+    found = {(gripper_dims(a.get("gripper_dims", [-1]), width), bool(a.get("absolute", False))) for a in stated}
+    if len(found) > 1:
+        raise DataError(f"Shards of {directory} differ in what their actions mean; keep them in different folders")
+    return found.pop()
 
 
 # --- one shard ---
@@ -274,14 +290,6 @@ def _read_shard(path: Path, *, table: bool = False) -> tuple[dict, dict[str, np.
 # --- files ---
 
 
-def _local(directory: str | os.PathLike) -> Path:
-    if "://" in str(directory):
-        raise DataError(
-            f"Records are read at random and need a mounted path, got {directory}; mount the bucket (gcsfuse)"
-        )
-    return Path(directory)
-
-
 def _checked_name(shard_name: str) -> str:
     if not _SHARD_NAME.fullmatch(shard_name):
         raise DataError(f"Shard name {shard_name!r} may hold letters, digits and _ . - only, at most 100 of them")
@@ -291,21 +299,3 @@ def _checked_name(shard_name: str) -> str:
 def _shard_paths(directory: Path) -> list[Path]:
     """Tables of complete shards in the order of their names; files in progress start with a dot."""
     return sorted(path for path in directory.glob("*.parquet") if _SHARD_NAME.fullmatch(path.stem))
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to; what is still there at the end is removed."""
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temp
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

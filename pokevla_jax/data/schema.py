@@ -58,6 +58,27 @@ def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[s
     return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
 
+def stage1_batch_spec(config: Config, batch_size: int) -> dict[str, ArraySpec]:
+    """Shapes and dtypes of one packed stage-1 batch: several conversations, with their images, in every row."""
+    model, data = config.model, config.data
+    b, m, length, size = batch_size, data.pack_images, data.pack_length, model.vision.image_size
+    spec = {
+        # RGB at the model's size; rows with fewer images end with black ones.
+        "images": ((b, m, size, size, 3), np.uint8),
+        "tokens": ((b, length), np.int32),
+        # -1 for text, otherwise j * num_patches + p: the position shows patch p of image j of its row.
+        "image_slots": ((b, length), np.int32),
+        # 0 for padding, 1, 2, ... for the conversations of the row; attention stays within one.
+        "segment_ids": ((b, length), np.int32),
+        # Counted anew in every conversation.
+        "positions": ((b, length), np.int32),
+        # The next token of the same conversation, and whether it belongs to an answer.
+        "targets": ((b, length), np.int32),
+        "loss_mask": ((b, length), np.bool_),
+    }
+    return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
 def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = True) -> dict[str, np.ndarray]:
     """A random batch of the right shapes, for tests and warm-up."""
     rng = np.random.default_rng(seed)

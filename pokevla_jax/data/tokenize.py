@@ -27,8 +27,15 @@ _QWEN_CHAT = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 )
+# The same conversation in pieces, for several turns; it ends with <|endoftext|> where the last newline would be.
+_QWEN_SYSTEM = _QWEN_CHAT.partition("<|im_start|>user")[0]
+_QWEN_USER = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+_QWEN_END, _QWEN_LAST = "<|im_end|>\n", "<|im_end|><|endoftext|>"
 _WORD = re.compile(r"\w+|[^\w\s]")
 _SPECIALS = ("<pad>", "<unk>", "<bos>")
+# Words that no text contains, since _WORD splits them: an answer begins, a turn ends.
+_ANSWER, _END = "<answer>", "<end>"
+_DECIMALS = re.compile(r"\d\.\d{3}(?!\d)")
 
 
 class Tokenizer(Protocol):
@@ -44,6 +51,17 @@ class Tokenizer(Protocol):
 
     def encode(self, instruction: str) -> list[int]:
         """Ids of the prompt for this instruction, template applied, instruction in lower case."""
+
+    def encode_conversation(self, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
+        """Ids of a stage-1 conversation, and which of them an answer consists of.
+
+        Args:
+            turns: question, answer, question, ... as plain text. After a last question the ids end where the network
+                starts to answer.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, up to the end of its turn."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types from which ``from_json`` makes an equal tokenizer."""
@@ -70,6 +88,47 @@ class CompactTokenizer:
         words = _WORD.findall(_prompt(self.prompt_template, instruction))
         return [self._ids["<bos>"], *(self._ids.get(word, self._ids["<unk>"]) for word in words)]
 
+    @classmethod
+    def from_conversations(cls, texts: Iterable[str], prompt_template: str) -> "CompactTokenizer":
+        """A vocabulary of all words of questions, answers and instructions, in alphabetical order.
+
+        Instructions are templated too, so that stage 2 can go on with the same vocabulary. Where coordinates with three
+        decimals occur, every such coordinate has a token: others will be asked for.
+        """
+        words: set[str] = set(_WORD.findall(_prompt(_checked_template(prompt_template), "")))
+        decimals = False
+        for text in texts:
+            words.update(_WORD.findall(text.lower()))
+            decimals = decimals or bool(_DECIMALS.search(text))
+        if decimals:
+            words.update(f"{number:03d}" for number in range(1000))
+            words.update("01.")
+        return cls([_ANSWER, _END, *sorted(words)], prompt_template)
+
+    def encode_conversation(self, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
+        if _ANSWER not in self._ids or _END not in self._ids:
+            raise DataError("This vocabulary was made for instructions only; make one from conversations for stage 1")
+        ids, is_answer = [self._ids["<bos>"]], [False]
+        for index, text in enumerate(turns):
+            words = [self._ids.get(word, self._ids["<unk>"]) for word in _WORD.findall(text.lower())]
+            words.append(self._ids[_END if index % 2 else _ANSWER])
+            ids += words
+            is_answer += [bool(index % 2)] * len(words)
+        return ids, is_answer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        names = (*_SPECIALS, *self.words)
+        words = []
+        for index in ids:
+            if names[index] == _END:
+                break
+            if names[index] not in ("<pad>", "<bos>", _ANSWER):
+                words.append(names[index])
+        text = " ".join(words)
+        text = re.sub(r"(?<=\d) \. (?=\d)", ".", text)
+        text = re.sub(r" (?=[,.;:?!)\]'])", "", text)
+        return re.sub(r"(?<=[(\[']) ", "", text)
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "compact", "words": list(self.words), "prompt_template": self.prompt_template}
 
@@ -85,11 +144,31 @@ class QwenTokenizer:
         self.vocab_size = len(self._tokenizer)
 
     def encode(self, instruction: str) -> list[int]:
-        if "<|" in instruction:
-            # It would be read as a control token and could end the user's turn.
-            raise DataError(f"Instruction {instruction!r} contains '<|', which starts a control token; remove it")
+        check_text(instruction)
         prompt = self.prompt_template.format(instruction=instruction.strip().lower())
         return list(self._tokenizer(_QWEN_CHAT.format(prompt=prompt))["input_ids"])
+
+    def encode_conversation(self, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
+        pieces: list[tuple[str, bool]] = [(_QWEN_SYSTEM, False)]
+        for index, text in enumerate(turns):
+            check_text(text)
+            if index % 2 == 0:
+                pieces.append((_QWEN_USER.format(text=text.strip()), False))
+            else:
+                pieces.append(((text.strip() or " ") + (_QWEN_LAST if index + 1 == len(turns) else _QWEN_END), True))
+        ids: list[int] = []
+        is_answer: list[bool] = []
+        # Every piece starts or ends at a control token or a newline, where Qwen's tokenizer splits anyway: piece by
+        # piece gives the ids of the whole text.
+        for piece, flag in pieces:
+            encoded = self._tokenizer(piece)["input_ids"]
+            ids += encoded
+            is_answer += [flag] * len(encoded)
+        return ids, is_answer
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text.partition("<|im_end|>")[0].partition("<|endoftext|>")[0]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,6 +184,17 @@ class QwenTokenizer:
         return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
+def check_text(text: str) -> None:
+    """Raises ``DataError`` for text that could be read as a control token and end a turn."""
+    if "<|" in text:
+        raise DataError(f"Text {text[:80]!r} contains '<|', which starts a control token; remove it")
+
+
+def count_words(turns: Sequence[str]) -> int:
+    """Ids of a conversation under any compact vocabulary: words and marks of all turns, and the start."""
+    return 1 + sum(len(_WORD.findall(text.lower())) + 1 for text in turns)
+
+
 def load_tokenizer(
     spec: str,
     corpus: Iterable[str] | None = None,
@@ -114,10 +204,17 @@ def load_tokenizer(
     """The tokenizer that ``config.data.tokenizer`` names.
 
     Args:
-        spec: ``"compact"``, or a folder or hub id that holds Qwen2.5's tokenizer.
+        spec: ``"compact"``, a JSON file with what ``to_json`` gave (as in a checkpoint's assets), or a folder or hub id
+            that holds Qwen2.5's tokenizer.
         corpus: instructions whose words a compact vocabulary consists of.
         prompt_template: contains ``{instruction}``.
     """
+    if spec.endswith(".json"):
+        try:
+            values = json.loads(Path(spec).read_text())
+            return from_json(values.get("tokenizer", values))
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"Tokenizer file {spec} cannot be used: {error}") from error
     if spec != "compact":
         return QwenTokenizer(spec, prompt_template)
     if corpus is None:
