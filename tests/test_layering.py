@@ -46,7 +46,7 @@ LIBRARIES = {
     "robosuite": ("sim",),
     "libero": ("sim",),
     "torch": ("interop", "data.ingest"),
-    "tensorflow": ("data.ingest",),
+    "tensorflow": ("data.ingest", "data.export"),
 }
 # Heavy and optional at run time: only inside the functions that need them.
 INSIDE_FUNCTIONS = {"torch", "tensorflow", "transformers"}

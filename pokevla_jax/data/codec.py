@@ -81,12 +81,31 @@ def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 95) -> byte
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
+def frame_jpegs(data: bytes) -> dict[str, bytes]:
+    """The JPEG files of a stored frame, not decoded; raises ``DataError`` as ``decode_frame`` does."""
+    images = _entry(data)["images"]
+    for view, image in images.items():
+        if not isinstance(image, bytes) or jpeg_size(image) is None:
+            raise DataError(f"holds no JPEG as image of view {view!r}")
+    return images
+
+
 def decode_frame(data: bytes, *, masks: bool = True, depth: bool = True) -> Frame:
     """The frame stored in ``data``; parts that the caller does not need are not decoded.
 
     Raises:
         DataError: when the entry is not a frame of this format.
     """
+    entry = _entry(data)
+    return Frame(
+        images={view: _decode(image, "JPEG", f"image of view {view!r}") for view, image in entry["images"].items()},
+        masks=_decode_maps(entry, "masks", np.uint8) if masks else None,
+        depth=_decode_depth(entry) if depth else None,
+    )
+
+
+def _entry(data: bytes) -> dict:
+    """The map that a frame is stored as."""
     if len(data) > MAX_ENTRY_BYTES:
         raise DataError(f"holds {len(data)} bytes, more than the limit of {MAX_ENTRY_BYTES}")
     try:
@@ -97,11 +116,7 @@ def decode_frame(data: bytes, *, masks: bool = True, depth: bool = True) -> Fram
         raise DataError("is not a frame: it has no images")
     if entry.get("format") != FORMAT:
         raise DataError(f"has frame format {entry.get('format')!r}, this version reads {FORMAT}")
-    return Frame(
-        images={view: _decode(image, "JPEG", f"image of view {view!r}") for view, image in entry["images"].items()},
-        masks=_decode_maps(entry, "masks", np.uint8) if masks else None,
-        depth=_decode_depth(entry) if depth else None,
-    )
+    return entry
 
 
 def decode_jpeg(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:

@@ -7,9 +7,11 @@ not exist, whatever else was left behind. Several processes may write different 
 ``manifest.json`` is a readable summary which also notices shards that have gone missing. See docs/data_formats.md.
 """
 
+import functools
 import json
 import os
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
 from pokevla_jax.data.codec import decode_frame
 from pokevla_jax.data.codec import encode_frame
+from pokevla_jax.data.codec import frame_jpegs
 from pokevla_jax.data.conventions import gripper_dims
 from pokevla_jax.data.episode import COLUMNS
 from pokevla_jax.data.episode import INDICES
@@ -186,24 +189,33 @@ class EpisodeDataset:
         Raises:
             DataError: when the entry cannot be read, naming file and index.
         """
+        frame = self._stored(shard, record, functools.partial(decode_frame, masks=masks, depth=depth))
         path = self.directory / f"{self.shards[shard]}.arrayrecord"
-        try:
-            if shard not in self._readers:
-                # Without read-ahead: access is random.
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-            (data,) = self._readers[shard].read([int(record)])
-            frame = decode_frame(data, masks=masks, depth=depth)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
-                f"delete {path.stem}.parquet and manifest.json to go on without it"
-            ) from error
         for view in self.views:
             if view not in frame.images or frame.images[view].shape[:2] != self.image_size:
                 raise DataError(
                     f"Record {record} of {path} lacks view {view!r} at {self.image_size}; record the shard again"
                 )
         return frame
+
+    def _stored(self, shard: int, record: int, decode: Callable[[bytes], Any]) -> Any:
+        """What ``decode`` makes of an entry."""
+        path = self.directory / f"{self.shards[shard]}.arrayrecord"
+        try:
+            if shard not in self._readers:
+                # Without read-ahead: access is random.
+                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            (data,) = self._readers[shard].read([int(record)])
+            return decode(data)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
+                f"delete {path.stem}.parquet and manifest.json to go on without it"
+            ) from error
+
+    def jpegs_at(self, row: int) -> dict[str, bytes]:
+        """The stored JPEG file of each view of a row, which must have been rendered."""
+        return self._stored(int(self.shard[row]), int(self.record[row]), frame_jpegs)
 
     def frame_at(self, row: int, *, masks: bool = True, depth: bool = True) -> Frame:
         """The frame of a row, which must have been rendered."""

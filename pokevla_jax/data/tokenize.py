@@ -140,6 +140,7 @@ class QwenTokenizer:
         self.path = str(path)
         self.prompt_template = _checked_template(prompt_template)
         self._tokenizer = _load_transformers(self.path)
+        self._fingerprint: str | None = None
         self.pad_id = self._tokenizer.pad_token_id
         self.vocab_size = len(self._tokenizer)
 
@@ -180,8 +181,10 @@ class QwenTokenizer:
 
     def fingerprint(self) -> str:
         """Digest of the vocabulary: a checkpoint names its tokenizer by it, wherever the files lie."""
-        vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
-        return hashlib.sha256(vocabulary.encode()).hexdigest()
+        if self._fingerprint is None:
+            vocabulary = json.dumps(sorted(self._tokenizer.get_vocab().items()))
+            self._fingerprint = hashlib.sha256(vocabulary.encode()).hexdigest()
+        return self._fingerprint
 
 
 def check_text(text: str) -> None:

@@ -1,9 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 
 from pokevla_jax.cli import stats
 from pokevla_jax.data.normalize import Statistics
+from pokevla_jax.data.normalize import compute_statistics
+from pokevla_jax.data.records import open_dataset
+from tests.benchmarks import statistics_speed as benchmark
 
 
 def test_the_table_counts_and_warns(dataset, capsys, monkeypatch):
@@ -35,3 +39,20 @@ def test_a_wrong_command_line_exits_with_2(arguments):
     with pytest.raises(SystemExit) as exit_info:
         stats.main(arguments)
     assert exit_info.value.code == 2
+
+
+def test_statistics_read_a_small_part_and_agree_with_numpy(tmp_path):
+    benchmark.write(tmp_path, 2000, True)
+    result = benchmark.measure(tmp_path)
+    assert result["frames"] == 2000
+    assert result["read_fraction"] < 0.05
+    dataset = open_dataset(tmp_path)
+    statistics = compute_statistics(dataset)
+    for name in ("state", "action"):
+        # Of the numbers that were written, not of those read.
+        values = np.concatenate([getattr(benchmark.episode(n, 250), name) for n in range(8)]).astype(np.float64)
+        column = getattr(statistics, name)
+        np.testing.assert_array_equal(column.mean, values.mean(axis=0))
+        np.testing.assert_array_equal(column.std, values.std(axis=0))
+        np.testing.assert_array_equal(column.q01, np.quantile(values, 0.01, axis=0))
+        np.testing.assert_array_equal(column.q99, np.quantile(values, 0.99, axis=0))

@@ -27,7 +27,7 @@ from pokevla_jax.data.ingest.base import Rejection
 from pokevla_jax.data.ingest.images import reduced
 from pokevla_jax.data.ingest.jsonstream import iterate_json
 from pokevla_jax.data.ingest.llava import read_turns
-from pokevla_jax.data.ingest.video import spread_frames
+from pokevla_jax.data.video import spread_frames
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from pokevla_jax.data.ingest.base import Rejection
 from pokevla_jax.data.ingest.base import inside
 from pokevla_jax.data.ingest.robots import Robot
 from pokevla_jax.data.ingest.robots import build_episode
-from pokevla_jax.data.ingest.video import decode_span
+from pokevla_jax.data.video import decode_span
 
 VERSIONS = ("v2.1", "v3.0")
 
