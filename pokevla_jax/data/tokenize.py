@@ -23,12 +23,12 @@ from pokevla_jax.typing import Int
 
 # The conversation that VLA-Adapter, the code PokeVLA grew from, wraps every prompt in. It is spelled out because the
 # chat template that comes with a tokenizer differs between Qwen2.5's base and instruct models.
-_QWEN_CHAT = (
+QWEN_CHAT = (
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 )
 # The same conversation in pieces, for several turns; it ends with <|endoftext|> where the last newline would be.
-_QWEN_SYSTEM = _QWEN_CHAT.partition("<|im_start|>user")[0]
+_QWEN_SYSTEM = QWEN_CHAT.partition("<|im_start|>user")[0]
 _QWEN_USER = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 _QWEN_END, _QWEN_LAST = "<|im_end|>\n", "<|im_end|><|endoftext|>"
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -147,7 +147,7 @@ class QwenTokenizer:
     def encode(self, instruction: str) -> list[int]:
         check_text(instruction)
         prompt = self.prompt_template.format(instruction=instruction.strip().lower())
-        return list(self._tokenizer(_QWEN_CHAT.format(prompt=prompt))["input_ids"])
+        return list(self._tokenizer(QWEN_CHAT.format(prompt=prompt))["input_ids"])
 
     def encode_conversation(self, turns: Sequence[str]) -> tuple[list[int], list[bool]]:
         pieces: list[tuple[str, bool]] = [(_QWEN_SYSTEM, False)]
@@ -178,6 +178,10 @@ class QwenTokenizer:
             "fingerprint": self.fingerprint(),
             "prompt_template": self.prompt_template,
         }
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the vocabulary's files, ``tokenizer.json`` among them, into a folder."""
+        self._tokenizer.save_pretrained(str(folder))
 
     def fingerprint(self) -> str:
         """Digest of the vocabulary: a checkpoint names its tokenizer by it, wherever the files lie."""
