@@ -7,6 +7,7 @@ versions): each step folder is sufficient by itself.
 
 import json
 import re
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ class Assets:
     dataset: str = ""
     # How the simulator drew the training images, one entry per way; empty where nothing is known.
     pictures: Sequence[Mapping[str, Any]] = ()
+    # Files of released weights that parts of the network started from: ``kind`` and ``file`` of each.
+    imported_from: Sequence[Mapping[str, str]] = ()
     step: int = 0
 
 
@@ -53,6 +56,7 @@ def load_policy_checkpoint(
     preset: str | None = None,
     sharding: jax.sharding.Sharding | None = None,
     skip: Collection[str] = (),
+    average: bool | None = None,
 ) -> tuple[Config, Params, Assets]:
     """Configuration, inference parameters and assets of a checkpoint.
 
@@ -62,9 +66,12 @@ def load_policy_checkpoint(
         preset: refuse a checkpoint of another network.
         sharding: where every parameter is placed; the default device if None.
         skip: parts of the network, such as ``"vggt"``, whose parameters are neither read nor returned.
+        average: the moving average of the weights (True), the weights as trained (False), or the average where the
+            run kept one (None).
 
     Raises:
-        CheckpointError: in one sentence, when there is no such checkpoint, it is incomplete, or of another preset.
+        CheckpointError: in one sentence, when there is no such checkpoint, it is incomplete, of another preset, or
+            without the average that was asked for.
     """
     folder = resolve(path, step)
     assets = _read_assets(folder)
@@ -74,7 +81,13 @@ def load_policy_checkpoint(
             f"Checkpoint {folder} holds preset {config.model.preset!r}, not {preset!r}; give the checkpoint of a "
             f"{preset!r} run, or the configuration of this one"
         )
-    params = _read_params(folder, sharding, skip)
+    if average and not config.optimizer.ema_decay:
+        raise CheckpointError(f"Checkpoint {folder} has no moving average of its weights; leave it unasked for")
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+    params = _read(folder, "params", sharding, lambda tree: _without(tree, skip))
+    if average is False and config.optimizer.ema_decay:
+        trained = _read(folder, "train_state", sharding, lambda tree: {"trained": _without(tree["trained"], skip)})
+        params = _overlaid(params, trained["trained"])
     return config, params, _assets(folder, assets)
 
 
@@ -92,6 +105,7 @@ def _assets(folder: epath.Path, assets: Mapping[str, Any]) -> Assets:
         versions=assets.get("versions", {}),
         dataset=assets.get("dataset", ""),
         pictures=assets.get("pictures", ()),
+        imported_from=assets.get("imported_from", ()),
         step=int(folder.name),
     )
 
@@ -162,19 +176,29 @@ def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
         raise CheckpointError(f"Checkpoint {folder} was written by another version of the project: {error}") from error
 
 
-def _read_params(folder: epath.Path, sharding: jax.sharding.Sharding | None, skip: Collection[str]) -> Params:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]) if sharding is None else sharding
+def _read(folder: epath.Path, item: str, sharding: jax.sharding.Sharding, choose: Callable[[Params], Params]) -> Params:
+    """The arrays of an item that ``choose`` leaves of its tree; no others are read."""
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        shapes = {part: tree for part, tree in handler.metadata(folder / "params").tree.items() if part not in skip}
+        shapes = choose(handler.metadata(folder / item).tree)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
         how = ocp.checkpoint_utils.construct_restore_args(target)
         arguments = ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True)
-        return handler.restore(folder / "params", args=arguments)
+        return handler.restore(folder / item, args=arguments)
     except Exception as error:
         raise _damaged(folder, error) from error
     finally:
         handler.close()
+
+
+def _without(tree: Params, parts: Collection[str]) -> Params:
+    return {part: leaves for part, leaves in tree.items() if part not in parts}
+
+
+def _overlaid(tree: Params, other: Params) -> Params:
+    """``tree`` with the leaves of ``other`` in place of its own."""
+    merged = {key: _overlaid(tree[key], value) if isinstance(value, dict) else value for key, value in other.items()}
+    return {**tree, **merged}
 
 
 def _damaged(folder: epath.Path, error: Exception) -> CheckpointError:

@@ -1,15 +1,18 @@
 """``pokevla-convert``: PyTorch checkpoints in and out.
 
 ``from-torch`` imports released weights (Qwen2.5, DINOv2, SigLIP, Prismatic, VLA-Adapter, SAM, VGGT), any subset of the
-network's parts; what no source has starts fresh and is listed.
+network's parts; what no source has starts fresh and is listed. ``to-torch`` exports a checkpoint to a folder that
+PyTorch loads alone. ``check`` runs a checkpoint and an export side by side.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,11 +27,16 @@ from rich.table import Table
 from pokevla_jax.cli import flags
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
+from pokevla_jax.interop import check as check_lib
 from pokevla_jax.interop import import_torch
+from pokevla_jax.interop import model_card
+from pokevla_jax.interop import torch_export
 from pokevla_jax.models import presets
 
 EXAMPLES = (
     "pokevla-convert from-torch --source VLA-Adapter/LIBERO-Spatial-Pro --out runs/spatial_pro",
+    "pokevla-convert to-torch --checkpoint runs/soup --out exported/soup",
+    "pokevla-convert check --checkpoint runs/soup --torch exported/soup --data data/soup --frames 100",
     "pokevla-convert from-torch --help",
 )
 FROM_TORCH = (
@@ -41,6 +49,19 @@ FROM_TORCH = (
     "pokevla-convert from-torch --source Qwen2.5-0.5B --source dinov2-with-registers-large \\",
     "    --source siglip-so400m-patch14-224 --dtype bfloat16 --out runs/start",
 )
+TO_TORCH = (
+    "# a folder for transformers.AutoModel.from_pretrained(..., trust_remote_code=True)",
+    "pokevla-convert to-torch --checkpoint runs/soup --step best --out exported/soup",
+    "# in half the size, for other robots' code; the mask decoder along",
+    "pokevla-convert to-torch --checkpoint runs/soup --dtype bfloat16 --include-training-parts --out exported/soup",
+    "# a vla_adapter or vla_adapter_pro network for VLA-Adapter's own code",
+    "pokevla-convert to-torch --checkpoint runs/spatial --layout vla-adapter --out exported/spatial",
+)
+CHECK = (
+    "pokevla-convert check --checkpoint runs/soup --torch exported/soup",
+    "# on recorded frames, for a script",
+    "pokevla-convert check --checkpoint runs/soup --torch exported/soup --data data/soup --frames 100 --json",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = flags.make_parser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_from_torch(commands)
+    _add_to_torch(commands)
+    _add_check(commands)
     return flags.run(parser, lambda arguments: arguments.run(arguments), argv)
 
 
@@ -113,9 +136,7 @@ def _from_torch(arguments: argparse.Namespace) -> None:
     def make_config(detected: str) -> Config:
         return arguments.config or Config(model=presets.get_preset(arguments.preset or detected))
 
-    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=None)
+    with _progress() as progress:
         report = import_torch.import_checkpoint(
             arguments.source,
             arguments.out,
@@ -123,13 +144,23 @@ def _from_torch(arguments: argparse.Namespace) -> None:
             dtype=arguments.dtype,
             tokenizer=arguments.tokenizer,
             statistics_key=arguments.statistics_key,
+            keep_config=arguments.config is None and arguments.preset is None,
             seed=arguments.seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report)))
     else:
         _print_report(report, arguments.out)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error stream, and what moves it: bytes written so far and in all."""
+    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_report(report: import_torch.Report, out: str) -> None:
@@ -151,6 +182,127 @@ def _print_report(report: import_torch.Report, out: str) -> None:
     console.print(f"types: {cast}")
     console.print(f"statistics: {report.statistics or 'none; a policy needs those of its dataset'}")
     console.print(f"tokenizer: {report.tokenizer or 'none; a policy needs one, give --tokenizer'}")
+
+
+def _add_to_torch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add_command(
+        commands, "to-torch", _to_torch, "export a checkpoint to a folder that PyTorch loads alone", TO_TORCH
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="the new folder; must not exist")
+    parser.add_argument("--dtype", choices=sorted(torch_export.DTYPES), help="cast everything; by default nothing is")
+    parser.add_argument(
+        "--include-training-parts",
+        action="store_true",
+        help="also the mask branch, the align projector and the keypoint head",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("pokevla", "vla-adapter"),
+        default="pokevla",
+        help="for transformers.AutoModel (default), or for VLA-Adapter's own code",
+    )
+    parser.add_argument("--no-check", action="store_true", help="do not run both networks side by side")
+    parser.add_argument(
+        "--tolerance", type=float, default=check_lib.TOLERANCE, help="of the check (default %(default)g)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add_command(
+        commands, "check", _check, "run a checkpoint and an exported folder on the same inputs, part by part", CHECK
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--torch", required=True, metavar="DIR", type=Path, help="what to-torch wrote")
+    parser.add_argument("--data", metavar="DIR", help="take recorded frames; by default random ones of a fixed seed")
+    parser.add_argument("--frames", type=int, default=2, help="number of observations (default %(default)s)")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=check_lib.TOLERANCE,
+        help="of the relative error after every part and of the largest error of the actions (default %(default)g)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random observations (default 0)")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or an import's")
+    parser.add_argument("--step", type=_step, help='a step, or "best"; by default the newest')
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="the moving average of the weights, or the weights as trained; by default the average where there is one",
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer, if it moved since training")
+
+
+def _step(text: str) -> int | str:
+    return text if text == "best" else int(text)
+
+
+def _to_torch(arguments: argparse.Namespace) -> int:
+    with _progress() as progress:
+        report = torch_export.export(
+            arguments.checkpoint,
+            arguments.out,
+            step=arguments.step,
+            use_ema=arguments.ema,
+            dtype=arguments.dtype,
+            include_training_parts=arguments.include_training_parts,
+            layout=arguments.layout,
+            tokenizer=arguments.tokenizer,
+            check=not arguments.no_check,
+            tolerance=arguments.tolerance,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(report)))
+    else:
+        console = Console()
+        sizes = ", ".join(f"{count:,} {dtype}" for dtype, count in report.dtypes.items())
+        console.print(
+            f"{report.out}: step {report.step}, {report.num_bytes / 2**30:.2f} GiB ({sizes})", highlight=False
+        )
+        for line in model_card.notes(report):
+            console.print(line, highlight=False)
+        if report.parity:
+            _print_check(report.parity)
+    return 0 if report.parity is None or report.parity.passed else 1
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    report = check_lib.check(
+        arguments.checkpoint,
+        arguments.torch,
+        step=arguments.step,
+        use_ema=arguments.ema,
+        data=arguments.data,
+        frames=arguments.frames,
+        tolerance=arguments.tolerance,
+        tokenizer=arguments.tokenizer,
+        seed=arguments.seed,
+    )
+    if arguments.json:
+        print(json.dumps(report.to_json()))
+    else:
+        _print_check(report)
+    return 0 if report.passed else 1
+
+
+def _print_check(report: check_lib.CheckReport) -> None:
+    console = Console()
+    table = Table(title=f"{report.frames} observations: {report.inputs}; our weights {report.weights}")
+    for heading in ("part", "largest error", "relative error", "PyTorch bfloat16", "JAX bfloat16"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for row in report.rows:
+        figures = (row.max_error, row.relative_error, row.bfloat16, row.bfloat16_ours)
+        style = "bold red" if row.part in report.exceeded else None
+        table.add_row(row.part, *("" if x is None else f"{x:.1e}" for x in figures), style=style)
+    console.print(table)
+    verdict = f"beyond it: {', '.join(report.exceeded)}" if report.exceeded else "kept everywhere"
+    console.print(f"tolerance {report.tolerance:g}: {verdict}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.data import tokenize
 from pokevla_jax.interop import names
+from pokevla_jax.interop import own_export
 from pokevla_jax.interop import sources as sources_lib
 from pokevla_jax.interop import statistics as statistics_lib
 from pokevla_jax.interop import write
@@ -82,6 +83,7 @@ def import_checkpoint(
     dtype: str | None = None,
     tokenizer: str | None = None,
     statistics_key: str | None = None,
+    keep_config: bool = True,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Report:
@@ -94,6 +96,7 @@ def import_checkpoint(
         dtype: what all parameters are cast to; None keeps each tensor's own.
         tokenizer: folder with Qwen2.5's tokenizer; None takes a source's, where it has one.
         statistics_key: which dataset's statistics are taken from ``dataset_statistics.json``.
+        keep_config: whether the configuration of a network that was exported here is taken before ``make_config``.
         seed: of the parts that no source has; they start as a training run of this seed would.
         progress: called after every parameter.
 
@@ -104,21 +107,34 @@ def import_checkpoint(
     write.check_free(out)
     opened = [sources_lib.open_source(path) for path in sources]
     tensors, origins = sources_lib.collect(opened)
-    config = make_config(detect_preset(tensors))
+    own = own_export.find(opened)
+    config = own.config if own and keep_config else make_config(detect_preset(tensors))
     todo = plan(config.model, tensors)
     dtypes = {entry.path: _dtype(entry, found, dtype) for entry, found in todo.imported}
     dtypes |= {entry.path: DTYPES[dtype or "float32"] for entry in todo.fresh}
     statistics = _statistics(opened, statistics_key)
-    tokens = _tokenizer(opened, tokenizer, config)
-    config = _with_tokenizer(config, tokens)
+    if own and tokenizer is None and own.tokenizer.get("kind") == "compact":
+        tokens: dict[str, Any] | None = dict(own.tokenizer)
+    else:
+        tokens = _tokenizer(opened, tokenizer, config)
+        config = _with_tokenizer(config, tokens)
     params, total = _parameters(config.model, todo, dtypes, seed, progress)
     assets = {
         "config": config_lib.to_dict(config),
         "statistics": statistics,
         "tokenizer": tokens,
         "versions": _versions(),
-        "dataset": "",
-        "imported_from": [{"kind": origin.kind, "file": Path(origin.path).name} for origin in origins],
+        "dataset": own.dataset if own else "",
+        "pictures": list(own.pictures) if own else [],
+        # An export stands for what it was made of.
+        "imported_from": [
+            *(own.imported_from if own else ()),
+            *(
+                {"kind": origin.kind, "file": Path(origin.path).name}
+                for origin in origins
+                if not (own and Path(origin.path).parent == own.path)
+            ),
+        ],
     }
     carried = {name: _cast(tensor.read(), dtype) for name, tensor in todo.carried.items()}
     write.write_checkpoint(out, params, assets, carried)
@@ -131,7 +147,7 @@ def import_checkpoint(
             int(np.prod(entry.shape)) for entry, found in todo.imported if found[0].dtype != dtypes[entry.path].name
         ),
         statistics=next((str(source.statistics) for source in opened if source.statistics), None),
-        tokenizer=tokens["path"] if tokens else None,
+        tokenizer=tokens.get("path", "a vocabulary of its own") if tokens else None,
     )
 
 

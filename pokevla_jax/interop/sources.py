@@ -13,8 +13,11 @@ from pokevla_jax.interop.readers import INDEX
 from pokevla_jax.interop.readers import TORCH_SUFFIXES
 from pokevla_jax.interop.readers import SourceError
 from pokevla_jax.interop.readers import open_file
+from pokevla_jax.interop.write import CARRIED
 
 STATISTICS = "dataset_statistics.json"
+# In what this project exported.
+TRAINING = "training.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # Modules that VLA-Adapter saves beside the model, each as a file of its own.
 SEPARATE = ("action_head", "proprio_projector", "align_projector")
@@ -29,6 +32,7 @@ class Source:
     tensor_files: Sequence[Path]
     statistics: Path | None = None
     tokenizer: Path | None = None
+    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,17 @@ def open_source(path: Path) -> Source:
     names = sorted(child.name for child in path.iterdir() if child.is_file())
     main = _main_file(path, names)
     beside = [file for prefix in SEPARATE if (file := _only(path, names, prefix))]
-    files = [name for name in (main, *beside) if name]
+    files = [name for name in (main, CARRIED if CARRIED in names else None, *beside) if name]
     if not files:
         raise SourceError(f"--source {path} holds no tensor file; give the folder of a checkpoint, or the file itself")
     tokenizer = path if any(name in names for name in TOKENIZER_FILES) else None
     statistics = path / STATISTICS if STATISTICS in names else None
-    return Source(path, [path / name for name in files], statistics, tokenizer)
+    return Source(path, [path / name for name in files], statistics, tokenizer, is_own=TRAINING in names)
 
 
 def _main_file(path: Path, names: Sequence[str]) -> str | None:
     """The file of the model itself: an index of shards, or the only file of the best format that is there."""
-    candidates = [name for name in names if not name.startswith(SEPARATE)]
+    candidates = [name for name in names if not name.startswith(SEPARATE) and name != CARRIED]
     for suffixes in ((INDEX,), (".safetensors",), TORCH_SUFFIXES):
         found = [name for name in candidates if name.endswith(suffixes)]
         if len(found) > 1:
