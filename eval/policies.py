@@ -1,4 +1,7 @@
-"""``--policy``: a checkpoint folder, ``expert``, ``random`` or ``replay[:DATASET]``, resolved before anything runs."""
+"""``--policy``: a checkpoint folder, ``torch:DIR``, ``expert``, ``random`` or ``replay[:DATASET]``.
+
+Resolved before anything runs.
+"""
 
 import dataclasses
 import hashlib
@@ -22,6 +25,9 @@ from eval.manifest import EpisodeSpec
 from eval.protocol import POLICY_PACKAGES
 from eval.protocol import versions
 from eval.scenes import Scenes
+from eval.torch_policy import PACKAGES as TORCH_PACKAGES
+from eval.torch_policy import LoadTorchPolicy
+from eval.torch_policy import read_facts
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ def resolve_policy(
         demonstrations = dataset_demonstrations(Path(rest), specs) if rest else expert_demonstrations(scenes, specs)
         facts = {"kind": "replay", "label": "replay", "fingerprint": _fingerprint(demonstrations)}
         return PolicyChoice(facts, ReplayAgent(demonstrations))
+    if kind == "torch":
+        if step is not None:
+            raise EvaluationError("--step goes with a training run's folder; an exported one holds one step")
+        return _exported(Path(rest), workers=workers, execute=execute)
     return _checkpoint(name, workers=workers, step=step, execute=execute)
 
 
@@ -163,16 +173,15 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
     path = Path(name)
     if not path.is_dir():
         raise EvaluationError(
-            f"--policy {name!r} is no folder, nor expert, random or replay[:DATASET]; give a training run's folder"
+            f"--policy {name!r} is no folder, nor torch:DIR, expert, random or replay[:DATASET]; give a training "
+            "run's folder"
         )
     from pokevla_jax import checkpoints
 
     folder = Path(checkpoints.resolve(path, step))
     step = int(folder.name)
     config, assets = checkpoints.load_assets(path, step)
-    horizon = config.model.action_horizon
-    if execute is not None and not 1 <= execute <= horizon:
-        raise EvaluationError(f"--execute {execute}: the policy's chunks have {horizon} actions; give 1 to {horizon}")
+    horizon = _checked_horizon(config.model.action_horizon, execute)
     facts = {
         "kind": "checkpoint",
         "label": control_label(config.data.zero_images, config.data.zero_language),
@@ -186,6 +195,27 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
         "versions": versions(POLICY_PACKAGES),
     }
     return PolicyChoice(facts, load=LoadPolicy(path.resolve(), step, workers), execute=execute)
+
+
+def _exported(path: Path, *, workers: int, execute: int | None) -> PolicyChoice:
+    found = read_facts(path)
+    horizon = _checked_horizon(found["action_horizon"], execute)
+    facts = {
+        "kind": "torch",
+        "label": control_label(found["zero_images"], found["zero_language"]),
+        **{name: found[name] for name in ("preset", "step", "seed", "pictures")},
+        "fingerprint": folder_hash(path),
+        "chunk": horizon,
+        "execute": execute or horizon,
+        "versions": versions(TORCH_PACKAGES),
+    }
+    return PolicyChoice(facts, load=LoadTorchPolicy(path.resolve(), workers), execute=execute)
+
+
+def _checked_horizon(horizon: int, execute: int | None) -> int:
+    if execute is not None and not 1 <= execute <= horizon:
+        raise EvaluationError(f"--execute {execute}: the policy's chunks have {horizon} actions; give 1 to {horizon}")
+    return horizon
 
 
 def control_label(zero_images: bool, zero_language: bool) -> str:

@@ -60,7 +60,7 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``run``."""
     add = parser.add_argument
-    add("--policy", required=True, help="a training run's folder, or expert, random, replay[:DATASET]")
+    add("--policy", required=True, help="a training run's folder, or torch:DIR, expert, random, replay[:DATASET]")
     add("--run-dir", type=Path, required=True, help="folder of results; the same command again runs what is missing")
     add("--suite", default="libero_object", help="libero_spatial, libero_object, libero_goal or libero_10")
     add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all")
@@ -158,7 +158,7 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     )
     folder = RunFolder(options.run_dir)
     try:
-        where = str(Path(options.policy).resolve()) if policy.load else options.policy
+        where = str(Path(options.policy.removeprefix("torch:")).resolve()) if policy.load else options.policy
         context = {"command": command, "policy": where, "assets": str(assets.root), "workers": workers}
         protocol = Protocol(simulation=simulation, policy=policy.facts)
         if note := protocol.unlike_training():

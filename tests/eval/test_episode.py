@@ -155,7 +155,7 @@ def test_the_policy_server_batches_what_waits_and_survives_an_error():
 def test_policy_names(tmp_path):
     kwargs = {"specs": [toy.toy_spec()], "scenes": toy.ToyScenes()}
     assert resolve_policy("random", **kwargs).facts == {"kind": "random", "label": "random"}
-    with pytest.raises(EvaluationError, match="no folder, nor expert, random or replay"):
+    with pytest.raises(EvaluationError, match="no folder, nor torch:DIR, expert, random or replay"):
         resolve_policy("expret", **kwargs)
     with pytest.raises(EvaluationError, match="go with a checkpoint"):
         resolve_policy("random", execute=4, **kwargs)
@@ -163,6 +163,10 @@ def test_policy_names(tmp_path):
         resolve_policy("expert:x", **kwargs)
     with pytest.raises(ValueError, match="holds no checkpoint"):
         resolve_policy(str(tmp_path), **kwargs)
+    with pytest.raises(EvaluationError, match="no folder that pokevla-convert to-torch wrote"):
+        resolve_policy(f"torch:{tmp_path}", **kwargs)
+    with pytest.raises(EvaluationError, match="--step goes with a training run's folder"):
+        resolve_policy(f"torch:{tmp_path}", step=3, **kwargs)
     assert [control_label(*z) for z in ((0, 0), (1, 0), (0, 1), (1, 1))] == [
         "policy",
         "blind-trained",
