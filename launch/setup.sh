@@ -7,6 +7,7 @@
 #   POKEVLA_VENV         folder of the virtual environment      (default: .venv in the project's root)
 #   POKEVLA_PYTHON       interpreter to build it with           (default: the first of python3.11 .. python3.13)
 #   POKEVLA_PLAN         1: also the TPU compiler that pokevla-plan and its tests need (200 MB; Linux on x86-64)
+#   POKEVLA_ACCELERATOR  tpu or cuda: JAX's plugin for it too   (default: the CPU alone)
 #   POKEVLA_TORCH_INDEX  where torch's CPU build is looked for when pip's own index lacks it (a mirror's address)
 # It sets VENV, and LIBERO_ASSETS where the variable is unset and a shared asset folder stands beside the project.
 set -euo pipefail
@@ -94,7 +95,7 @@ setup::torch() {
 setup::packages() {
   local stamp="$VENV/pokevla-setup.sha256" wanted start=$SECONDS
   # The commands that are installed follow from setup.py and from the files of cli/.
-  wanted="$(cd "$PROJECT" && { echo "$PROJECT" pokevla_jax/cli/*.py && cat setup.py constraints.txt requirements*.txt; } |
+  wanted="$(cd "$PROJECT" && { echo "$PROJECT" "${POKEVLA_ACCELERATOR:-}" pokevla_jax/cli/*.py && cat setup.py constraints.txt requirements*.txt; } |
     "$VENV/bin/python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
   [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
   setup::say "installing packages into $VENV (some minutes the first time; log: $VENV/setup.log)"
@@ -102,6 +103,12 @@ setup::packages() {
   setup::torch
   setup::quietly "${pip[@]}" -r "$PROJECT/requirements.txt" -r "$PROJECT/requirements-dev.txt"
   setup::quietly "${pip[@]}" --no-deps -r "$PROJECT/requirements-sim.txt"
+  case "${POKEVLA_ACCELERATOR:-cpu}" in
+    cpu) ;;
+    tpu) setup::quietly "${pip[@]}" "jax[tpu]==$(sed -n 's/^jax==//p' "$PROJECT/requirements.txt")" ;;
+    cuda) setup::quietly "${pip[@]}" "jax[cuda12]==$(sed -n 's/^jax==//p' "$PROJECT/requirements.txt")" ;;
+    *) setup::fail "POKEVLA_ACCELERATOR is '$POKEVLA_ACCELERATOR'; it is tpu, cuda or cpu" ;;
+  esac
   setup::quietly "${pip[@]}" --no-deps --no-build-isolation -e "$PROJECT"
   echo "$wanted" >"$stamp"
   setup::say "packages are in after $((SECONDS - start)) s"

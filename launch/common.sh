@@ -1,0 +1,98 @@
+# shellcheck shell=bash
+# What the launchers share: options before `--`, training arguments after it, dry runs.
+
+launch::fail() {
+  echo "${0##*/}: $*" >&2
+  exit 2
+}
+
+# Prints the help at the top of the calling script.
+launch::help() {
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+  exit
+}
+
+# launch::parse NAME… -- "$@": reads --name VALUE or --name=VALUE into upper-case variables of those names (dashes become
+# underscores), --dry-run into DRY_RUN and what follows `--` into TRAIN. A name with a trailing ! must be given.
+launch::parse() {
+  local names=() required=() option value name found
+  while [[ "$1" != -- ]]; do
+    names+=("${1%!}")
+    [[ "$1" == *! ]] && required+=("${1%!}")
+    shift
+  done
+  shift
+  DRY_RUN=0
+  TRAIN=()
+  while (($#)); do
+    case "$1" in
+      --) shift && TRAIN=("$@") && break ;;
+      --help) launch::help ;;
+      --dry-run) DRY_RUN=1 && shift && continue ;;
+      --*) ;;
+      *) launch::fail "unexpected '$1'; options come first, then -- and the arguments of pokevla-train (see --help)" ;;
+    esac
+    option="${1%%=*}"
+    if [[ "$1" == *=* ]]; then
+      value="${1#*=}"
+      shift
+    else
+      (($# > 1)) || launch::fail "$option needs a value"
+      value="$2"
+      shift 2
+    fi
+    found=0
+    for name in "${names[@]}"; do
+      if [[ "$option" == "--$name" ]]; then
+        name="${name^^}"
+        printf -v "${name//-/_}" '%s' "$value"
+        found=1
+      fi
+    done
+    ((found)) || launch::fail "unknown option $option; known: ${names[*]/#/--} --dry-run"
+  done
+  for name in "${required[@]}"; do
+    option="${name^^}"
+    option="${option//-/_}"
+    [[ -n "${!option:-}" ]] || launch::fail "--$name is missing (see --help)"
+  done
+  ((${#TRAIN[@]})) || launch::fail "the arguments of pokevla-train are missing: … -- --config=configs/X.py --workdir=DIR"
+}
+
+# The run's id: the last part of --workdir, which a restart keeps; as cloud resources want their names.
+launch::run_id() {
+  local argument workdir=""
+  for ((i = 0; i < ${#TRAIN[@]}; i++)); do
+    argument="${TRAIN[i]}"
+    [[ "$argument" == --workdir=* ]] && workdir="${argument#*=}"
+    [[ "$argument" == --workdir ]] && workdir="${TRAIN[i + 1]:-}"
+  done
+  [[ -n "$workdir" ]] || launch::fail "--workdir is missing among the arguments of pokevla-train"
+  workdir="${workdir%/}"
+  workdir="${workdir##*/}"
+  workdir="$(tr '[:upper:]_.' '[:lower:]--' <<<"$workdir" | tr -cd 'a-z0-9-')"
+  [[ "$workdir" =~ ^[a-z] ]] || workdir="run-$workdir"
+  echo "${workdir:0:40}"
+}
+
+# The workdir must be visible to every host.
+launch::require_bucket() {
+  [[ " ${TRAIN[*]} " == *" --workdir=gs://"* || " ${TRAIN[*]} " == *" --workdir gs://"* ]] ||
+    launch::fail "the hosts share no disk: give --workdir=gs://BUCKET/runs/NAME"
+}
+
+# Arguments as one line that a shell reads back the same.
+launch::quote() {
+  local text
+  printf -v text '%q ' "$@"
+  echo "${text% }"
+}
+
+# Runs a command, or prints it.
+launch::run() {
+  if ((DRY_RUN)); then
+    launch::quote "$@"
+  else
+    "$@"
+  fi
+}
