@@ -25,6 +25,7 @@ from pokevla_jax.typing import Params
 
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
+COMMITTED = "commit_success.txt"
 ITEMS = ("params", "train_state", "data", "assets")
 
 Step = int | Literal["best"] | None
@@ -146,7 +147,10 @@ def all_steps(folder: epath.PathLike) -> list[int]:
     folder = epath.Path(folder)
     if not folder.exists():
         return []
-    return sorted(int(child.name) for child in folder.iterdir() if re.fullmatch(r"\d+", child.name))
+    # In a bucket, where folders cannot be renamed, Orbax marks what is finished by a file.
+    remote = "://" in str(folder)
+    found = [child for child in folder.iterdir() if re.fullmatch(r"\d+", child.name)]
+    return sorted(int(child.name) for child in found if not remote or (child / COMMITTED).exists())
 
 
 def read_best(run: epath.PathLike) -> dict[str, Any] | None:

@@ -313,6 +313,13 @@ class OptimizerConfig:
     # Exponential moving average of the weights, used for evaluation and export; 0 switches it off.
     ema_decay: float = 0.0
     accumulation_steps: int = 1
+    # A step whose loss or gradient is not finite, or a spike: "stop" ends the run before it is saved, naming the step;
+    # "skip" leaves the state as it was and goes on, up to max_skipped times in a row.
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    # A spike lies this many standard deviations above the mean of the last spike_window good steps; 0 looks for none.
+    spike_sigmas: float = 0.0
+    spike_window: int = 128
+    max_skipped: int = 20
 
 
 @dataclass(frozen=True, kw_only=True)

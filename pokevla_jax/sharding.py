@@ -83,6 +83,27 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def loader_place(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """``(index, count)``: which of ``count`` equal parts of every global batch a process (by default, this one) loads.
+
+    Processes whose devices hold the same rows, as those along ``tensor`` may, load the same part.
+
+    Raises:
+        ConfigError: when processes would need rows that overlap in part.
+    """
+    process = jax.process_index() if process is None else process
+    rows: dict[int, set[int]] = {}
+    for device, (piece, *_) in batch_sharding(mesh).devices_indices_map((batch_shards(mesh),)).items():
+        rows.setdefault(device.process_index, set()).add(piece.start or 0)
+    groups = sorted({tuple(sorted(held)) for held in rows.values()})
+    if len({len(group) for group in groups}) > 1 or sum(map(len, groups)) != batch_shards(mesh):
+        raise ConfigError(
+            f"The mesh ({describe(mesh)}) gives processes rows that overlap in part; make replica x data x fsdp a "
+            "multiple of the number of processes, or a divisor of it"
+        )
+    return groups.index(tuple(sorted(rows[process]))), len(groups)
+
+
 def check_batch_size(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
     """Raises ``ConfigError`` naming the nearest valid batch sizes when the rows cannot be cut evenly."""
     unit = batch_shards(mesh) * accumulation_steps

@@ -1,5 +1,8 @@
 """``pokevla-train``: trains what a configuration file describes, and continues where it was stopped.
 
+The same command runs on one host and on many; how a host finds the others is said by the environment that the
+launchers of ``launch/`` set (see docs/training_on_tpu.md).
+
 Exit status: 0 when all steps are done, 75 when SIGTERM or SIGINT stopped the run after a save (start the same command
 again to continue), 2 when something is wrong with the command line, the data or a checkpoint (one sentence says what).
 """
@@ -10,10 +13,15 @@ import logging
 import os
 import platform
 import sys
+import time
+import traceback
 from pathlib import Path
 
 from pokevla_jax.cli import flags
 
+STARTED = time.time()
+# Exit status after a save on request, as ``training.preemption`` has it; importing that here would start JAX.
+PREEMPTED = 75
 EXAMPLES = (
     "pokevla-train --config=configs/libero_object_quickstart.py --workdir=runs/a --config.data.path=data/moved",
     "pokevla-train --config=configs/libero_object_small.py --workdir=runs/b --init-from=runs/a",
@@ -29,8 +37,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--init-from", metavar="CKPT", help="start a new run with the parameters of this checkpoint")
     parser.add_argument("--cpu-devices", type=int, metavar="N", help="split the CPU into N devices (N <= cores)")
+    parser.add_argument(
+        "--profile-steps",
+        "--profile_steps",
+        metavar="FIRST:LAST",
+        help="trace these steps into the run's folder",
+    )
+    parser.add_argument("--no-tensorboard", action="store_true", help="write no event files beside metrics.jsonl")
+    parser.add_argument("--wandb", metavar="PROJECT", help="send the figures to this project of Weights & Biases too")
     parser.add_argument("--explain", action="store_true", help="print how each parameter is sharded, and stop")
-    return flags.run(parser, _train, argv)
+    try:
+        status = flags.run(parser, _train, argv)
+    except BaseException:
+        if _has_company():
+            traceback.print_exc()
+            _leave(1)
+        raise
+    if status not in (0, PREEMPTED) and _has_company():
+        _leave(status)
+    return status
+
+
+def _has_company() -> bool:
+    """Whether this process is one of several of a run; an ordinary exit then waits for all of them to end well."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _leave(status: int) -> None:
+    from pokevla_jax.training import distributed
+
+    distributed.leave(status)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -44,12 +84,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
     _cache_compilations()
     from pokevla_jax import sharding
+    from pokevla_jax.training import distributed
     from pokevla_jax.training import loop
+    from pokevla_jax.training import profiling
     from pokevla_jax.training import stage2
     from pokevla_jax.training import workdir
-    from pokevla_jax.training.preemption import PREEMPTED
 
     config = arguments.config
+    profile_steps = profiling.parse_steps(arguments.profile_steps) if arguments.profile_steps else None
+    distributed.initialize()
     objective = stage2.make_objective(config.model)
     if arguments.explain:
         mesh = sharding.make_mesh(config.mesh)
@@ -57,7 +100,14 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"{sharding.describe(mesh)}\n{sharding.explain(objective.abstract_params, placed)}")
         return 0
     workdir.create(arguments.workdir)  # before the dataset is read
-    result = loop.train(config, arguments.workdir, objective, stage2.make_data(config), init_from=arguments.init_from)
+    options = loop.Options(
+        tensorboard=not arguments.no_tensorboard,
+        wandb=arguments.wandb,
+        profile_steps=profile_steps,
+        started=STARTED,
+    )
+    data = stage2.make_data(config)
+    result = loop.train(config, arguments.workdir, objective, data, init_from=arguments.init_from, options=options)
     return PREEMPTED if result.stopped_by else 0
 
 

@@ -4,6 +4,7 @@ Each step holds four items (see ``pokevla_jax/checkpoints.py``). ``params`` are 
 moving average the trained weights are stored once more in ``train_state``, and without one nothing is stored twice.
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from pokevla_jax import checkpoints
 from pokevla_jax.checkpoints import CheckpointError
 from pokevla_jax.config import CheckpointConfig
 from pokevla_jax.sharding import flatten
+from pokevla_jax.training.guard import Monitor
 from pokevla_jax.training.optimizer import split
 from pokevla_jax.training.state import TrainState
 from pokevla_jax.training.workdir import write_atomically
@@ -152,24 +154,22 @@ class Checkpointer:
 
     def _restore(self, step: int, abstract: TrainState) -> Restored:
         targets = {"params": abstract.inference_params, "train_state": _train_state_item(abstract)}
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()},
-                data=ocp.args.JsonRestore(),
-                assets=ocp.args.JsonRestore(),
-            ),
-        )
+        folder = self._manager.directory / str(step)
+        # Item by item and not through the manager, which would wait for hosts that have failed already.
+        items = {name: _read_arrays(folder / name, tree) for name, tree in targets.items()}
+        data = ocp.JsonCheckpointHandler().restore(folder / "data")
+        ocp.JsonCheckpointHandler().restore(folder / "assets")
         published, frozen = split(items["params"], flatten(abstract.frozen).keys())
         rest = items["train_state"]
         state = TrainState(
+            monitor=Monitor(**rest["monitor"]),
             step=rest["step"],
             trained=rest.get("trained", published),
             frozen=frozen,
             opt_state=rest["opt_state"],
             ema=published if abstract.ema is not None else None,
         )
-        return Restored(step, state, items["data"]["position"], items["data"]["best"])
+        return Restored(step, state, data["position"], data["best"])
 
     def _exists(self, step: int) -> bool:
         return step in self._manager.all_steps()
@@ -208,7 +208,17 @@ class _Chosen(preservation_policy.PreservationPolicy):
         return [info.step in chosen for info in checkpoints]
 
 
+def _read_arrays(folder: epath.Path, target: Any) -> Any:
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(folder, args=ocp.args.StandardRestore(target))
+    finally:
+        handler.close()
+
+
 def _train_state_item(state: TrainState) -> dict[str, Any]:
     """What ``params`` do not hold."""
-    item = {"step": state.step, "opt_state": state.opt_state}
+    # Plain dicts, so that the file does not depend on a class.
+    monitor = {field.name: getattr(state.monitor, field.name) for field in dataclasses.fields(state.monitor)}
+    item = {"step": state.step, "opt_state": state.opt_state, "monitor": monitor}
     return item if state.ema is None else item | {"trained": state.trained}

@@ -16,25 +16,47 @@ import pokevla_jax
 from pokevla_jax import config as config_lib
 from pokevla_jax import sharding
 from pokevla_jax.config import Config
+from pokevla_jax.training import banner
+from pokevla_jax.training import distributed
 from pokevla_jax.training import init_from as init_from_lib
 from pokevla_jax.training import workdir as workdir_lib
 from pokevla_jax.training.checkpoint import Best
 from pokevla_jax.training.checkpoint import Checkpointer
+from pokevla_jax.training.goodput import Goodput
 from pokevla_jax.training.metrics import Chrono
-from pokevla_jax.training.metrics import MetricsLog
+from pokevla_jax.training.metrics import DivergedError
+from pokevla_jax.training.metrics import Log
 from pokevla_jax.training.metrics import Reporter
 from pokevla_jax.training.metrics import Window
 from pokevla_jax.training.objective import Objective
 from pokevla_jax.training.objective import TrainData
 from pokevla_jax.training.optimizer import make_optimizer
 from pokevla_jax.training.preemption import PreemptionGuard
+from pokevla_jax.training.profiling import Profiler
+from pokevla_jax.training.speed import Speed
+from pokevla_jax.training.speed import count_flops
 from pokevla_jax.training.state import StateFactory
 from pokevla_jax.training.state import TrainState
 from pokevla_jax.training.state import num_bytes
 from pokevla_jax.training.step import abstract_batch
 from pokevla_jax.training.step import make_eval_step
 from pokevla_jax.training.step import make_train_step
+from pokevla_jax.training.writers import open_writers
 from pokevla_jax.typing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What belongs to one attempt and not to the experiment."""
+
+    # Writes TensorBoard's event files beside ``metrics.jsonl``.
+    tensorboard: bool = False
+    # Project of Weights & Biases to send figures to.
+    wandb: str | None = None
+    # First and last step of a profile, into ``profile/``.
+    profile_steps: tuple[int, int] | None = None
+    # When the process began (``time.time()``), for the account of lost time.
+    started: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,7 @@ def train(
     *,
     init_from: epath.PathLike | None = None,
     reporter_class: type[Reporter] = Reporter,
+    options: Options = Options(),
 ) -> Result:
     """Trains to ``config.num_steps``, continuing what ``workdir`` holds.
 
@@ -65,26 +88,30 @@ def train(
         data: batches, whose order is a function of the step.
         init_from: checkpoint whose parameters a *new* run starts with; a run that is continued ignores it.
         reporter_class: writes to the console.
+        options: of this attempt: writers, profile.
 
     Raises:
-        ValueError: in one sentence, for a folder, mesh, batch size or checkpoint that cannot be used, and for a loss
-            that is not finite (naming the step).
+        ValueError: in one sentence, for a folder, mesh, batch size or checkpoint that cannot be used, for hosts that
+            differ in code, configuration or data, and for a loss that is not finite (naming the step).
     """
     workdir = workdir_lib.create(workdir)
+    distributed.check_agreement(distributed.fingerprint(config, data.assets))
+    distributed.check_shared(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(config.batch_size, config.optimizer.accumulation_steps, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     factory = StateFactory(objective, config.optimizer, optimizer, mesh)
     workdir_lib.claim(workdir, config)
-    workdir_lib.check_space(workdir, num_bytes(factory.abstract), config.checkpoint.keep_last + 1)
+    workdir_lib.check_space(workdir, num_bytes(factory.abstract), config.checkpoint, config.num_steps)
 
     with PreemptionGuard() as guard:
+        goodput = Goodput(workdir, options.started)
         checkpointer = Checkpointer(workdir, config.checkpoint, _assets(config, data))
         restored = checkpointer.restore(factory.abstract)
         start = restored.step if restored else 0
         reporter = reporter_class(config.num_steps, start)
         try:
-            reporter.say(_banner(config, mesh, factory, start))
+            reporter.say(_banner(config, mesh, factory, data, start))
             if restored:
                 state, best = restored.state, restored.best
             elif init_from is not None:
@@ -95,12 +122,45 @@ def train(
                 state, best = factory.initialize(config.seed), None
             if start >= config.num_steps:
                 reporter.say(f"{workdir} is complete at step {start}")
-                return Result(start, None, state)
-            run = _Run(config, workdir, objective, data, mesh, factory, optimizer, checkpointer, reporter, guard)
-            return run.steps(state, start, restored.position if restored else None, best)
+                result = Result(start, None, state)
+            else:
+                writers = open_writers(
+                    workdir,
+                    start,
+                    config_lib.to_dict(config),
+                    tensorboard=options.tensorboard,
+                    wandb=options.wandb,
+                )
+                log = Log(workdir, start, reporter, writers)
+                run = _Run(
+                    config,
+                    workdir,
+                    objective,
+                    data,
+                    mesh,
+                    factory,
+                    optimizer,
+                    checkpointer,
+                    log,
+                    guard,
+                    goodput,
+                    Profiler(workdir, options.profile_steps),
+                )
+                result = run.steps(state, start, restored.position if restored else None, best)
+        except DivergedError:
+            # Every host has come here, so that the save in progress can be waited for.
+            checkpointer.close()
+            raise
+        except BaseException:
+            # A save ends when all hosts have written their part: after an error of this host alone, they will not.
+            if jax.process_count() == 1:
+                checkpointer.close()
+            raise
+        else:
+            checkpointer.close()
+            return result
         finally:
             reporter.close()
-            checkpointer.close()
 
 
 class _Run:
@@ -116,18 +176,26 @@ class _Run:
         factory: StateFactory,
         optimizer: Any,
         checkpointer: Checkpointer,
-        reporter: Reporter,
+        log: Log,
         guard: PreemptionGuard,
+        goodput: Goodput,
+        profiler: Profiler,
     ):
         self._config, self._workdir, self._data = config, workdir, data
         self._criterion = objective.criterion
         self._batch_sharding = sharding.batch_sharding(mesh)
-        self._checkpointer, self._reporter, self._guard = checkpointer, reporter, guard
+        self._checkpointer, self._log, self._guard = checkpointer, log, guard
+        self._goodput, self._profiler = goodput, profiler
         batch = abstract_batch(data.spec, mesh)
         start = time.perf_counter()
         self._train_step = make_train_step(objective, config, optimizer, mesh, factory.abstract, batch)
         self._eval_step = make_eval_step(objective, mesh, factory.abstract, batch)
-        reporter.say(f"compiled in {time.perf_counter() - start:.1f} s")
+        seconds = time.perf_counter() - start
+        counted = count_flops(config, factory.abstract)
+        self._speed = Speed(config, counted, mesh)
+        lines = [("memory", banner.memory(factory.abstract, self._train_step))]
+        lines += [("speed", banner.speed_formula(config, counted)), ("compiled", f"in {seconds:.1f} s")]
+        log.say(banner.compose(lines))
 
     def steps(self, state: TrainState, start: int, position: Any, best: Best | None) -> Result:
         """Steps ``start + 1`` to the last.
@@ -136,15 +204,17 @@ class _Run:
         iterator's position and the state belong together; logging and evaluation come before the save, so that a
         restart never repeats a line; the scalars are checked before the save, so that no diverged state is kept.
         """
-        config, reporter = self._config, self._reporter
+        config, log, goodput = self._config, self._log, self._goodput
         iterator = self._data.iterate(start)
         if position is not None and iterator.get_state() != position:
             iterator.set_state(position)
-        log, window, chrono = MetricsLog(self._workdir, start), Window(), Chrono()
+        window, chrono = Window(config.optimizer), Chrono()
         in_flight: Any = None
         stopped_by = None
+        goodput.steps_begin()
         try:
             for step in range(start + 1, config.num_steps + 1):
+                self._profiler.before(step)
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     batch = self._draw(iterator, in_flight, chrono)
                     with jax.transfer_guard("disallow"):
@@ -153,47 +223,63 @@ class _Run:
                 jax.block_until_ready(in_flight)
                 in_flight = scalars
                 window.add(step, scalars)
-                reporter.advance(step)
+                log.advance(step)
+                self._profiler.after(step, scalars)
 
                 last = step == config.num_steps
                 stopped_by = None if last else self._guard.requested(step)
                 improved = False
                 if step % config.log_every == 0 or last:
                     count = len(window)
-                    values = window.flush() | chrono.lap(count, config.batch_size)
-                    log.write(step, "train", values)
-                    reporter.train(step, values)
+                    values = window.flush() | self._speed.extend(chrono.lap(count, config.batch_size))
+                    log.train(step, values | {"goodput": goodput.share()})
                     self._checkpointer.publish_best()
+                goodput.step(step - start)
                 with chrono.pause():
                     if step % config.eval_every == 0 or last:
                         window.check()
-                        measures = self._evaluate(state)
+                        with goodput.losing("evaluation"):
+                            measures = self._evaluate(state)
                         if measures:
                             improved = best is None or measures[self._criterion] < best["metric"]
                             best = {"step": step, "metric": measures[self._criterion]} if improved else best
-                            log.write(step, "holdout", measures)
-                            reporter.holdout(step, measures, best=improved)
+                            log.holdout(step, measures, best=improved)
                     if step % config.checkpoint.every_steps == 0 or improved or last or stopped_by:
                         window.check()
-                        self._checkpointer.save(step, state, iterator.get_state(), best)
+                        log.flush()
+                        with goodput.losing("checkpoint"):
+                            self._checkpointer.save(step, state, iterator.get_state(), best)
+                        goodput.saved()
                 if stopped_by:
-                    reporter.say(f"{stopped_by}: saved step {step}; start the same command again to continue")
+                    log.say(f"{stopped_by}: saved step {step}; start the same command again to continue")
                     break
         finally:
             iterator.close()
+            self._profiler.close()
+            log.close()
+            goodput.write()
         return Result(step, stopped_by, state)
 
     def _draw(self, iterator: Any, in_flight: Any, chrono: Chrono) -> Batch:
         """The next batch on the devices."""
         start = time.perf_counter()
         batch = next(iterator)
+        if in_flight is None:
+            picture = banner.write_first_batch(self._workdir, batch)
+            self._log.say(f"first batch of this attempt: {picture}" if picture else "")
         # Making a batch costs nothing while the device is still busy with the step before.
         if in_flight is None or in_flight["loss"].is_ready():
-            chrono.waited(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            chrono.waited(seconds)
+            self._goodput.add("data", seconds)
         return self._put(batch)
 
     def _put(self, batch: Batch) -> Batch:
-        return {name: jax.make_array_from_process_local_data(self._batch_sharding, x) for name, x in batch.items()}
+        shapes = {name: tuple(spec.shape) for name, spec in self._data.spec.items()}
+        return {
+            name: jax.make_array_from_process_local_data(self._batch_sharding, x, shapes[name])
+            for name, x in batch.items()
+        }
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Means over the held-out samples; empty where none are held out."""
@@ -213,17 +299,15 @@ def _assets(config: Config, data: TrainData) -> dict[str, Any]:
     return json.loads(json.dumps({"config": config_lib.to_dict(config), "versions": versions, **data.assets}))
 
 
-def _banner(config: Config, mesh: Mesh, factory: StateFactory, start: int) -> str:
-    """The run in three lines: devices, parameters, batch."""
-    abstract = factory.abstract
-    trained, frozen = (sum(x.size for x in jax.tree.leaves(t)) for t in (abstract.trained, abstract.frozen))
-    accumulation = config.optimizer.accumulation_steps
-    shards = sharding.batch_shards(mesh)
-    rows = config.batch_size // shards // accumulation
-    return "\n".join([
-        f"process {jax.process_index()} of {jax.process_count()}, {sharding.describe(mesh)}",
-        f"preset {config.model.preset}: {trained / 1e6:.2f} M trained and {frozen / 1e6:.2f} M frozen parameters, "
-        f"train state {num_bytes(abstract) / 2**20:.1f} MiB over all devices",
-        f"batch {config.batch_size} = {rows} rows x {shards} parts x {accumulation} accumulation steps; "
-        f"{'continuing after' if start else 'starting at'} step {start} of {config.num_steps}, seed {config.seed}",
+def _banner(config: Config, mesh: Mesh, factory: StateFactory, data: TrainData, start: int) -> str:
+    """The run in named lines: hosts, mesh, batch, parameters, data."""
+    state = f"{num_bytes(factory.abstract) / 2**20:.1f} MiB over all devices"
+    begin = "continuing after" if start else "starting at"
+    return banner.compose([
+        ("hosts", banner.hosts()),
+        ("mesh", sharding.describe(mesh)),
+        ("batch", banner.batch_formula(config, mesh)),
+        ("network", f"preset {config.model.preset}: {banner.parameters(factory.abstract)}; train state {state}"),
+        ("data", data.description or "not described"),
+        ("steps", f"{begin} step {start} of {config.num_steps}, seed {config.seed}"),
     ])  # fmt: skip

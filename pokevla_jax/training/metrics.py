@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +19,11 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeRemainingColumn
 
+from pokevla_jax.config import OptimizerConfig
+from pokevla_jax.training.guard import BAD
 from pokevla_jax.training.workdir import write_atomically
+from pokevla_jax.training.writers import REMOTE_SECONDS
+from pokevla_jax.training.writers import Writer
 
 METRICS = "metrics.jsonl"
 
@@ -33,17 +38,32 @@ class MetricsLog:
     def __init__(self, workdir: epath.PathLike, start_step: int):
         """Opens the log for steps after ``start_step``; what an interrupted run wrote beyond it is dropped."""
         self._path = epath.Path(workdir) / METRICS
-        kept = [json.dumps(line) for line in read_metrics(workdir) if line["step"] <= start_step]
+        # Objects of a bucket cannot be appended to: there the whole log is written anew, now and then.
+        self._appends = "://" not in str(self._path)
+        self._lines = [json.dumps(line) for line in read_metrics(workdir) if line["step"] <= start_step]
         self._enabled = jax.process_index() == 0
-        if self._enabled:
-            write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+        self._unwritten = True
+        self.flush()
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Appends one line."""
-        if self._enabled:
-            line = json.dumps({"step": step, "split": split, **{k: _rounded(v) for k, v in values.items()}})
+        if not self._enabled:
+            return
+        line = json.dumps({"step": step, "split": split, **{k: _rounded(v) for k, v in values.items()}})
+        self._lines.append(line)
+        if self._appends:
             with self._path.open("a") as file:
                 file.write(f"{line}\n")
+        else:
+            self._unwritten = True
+            if time.monotonic() - self._flushed > REMOTE_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Makes sure that all lines are in the file; to be called before a save, which must not overtake them."""
+        if self._enabled and self._unwritten:
+            write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
+            self._unwritten, self._flushed = False, time.monotonic()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -101,7 +121,10 @@ class Chrono:
 class Window:
     """Scalars of the steps since the last log line; they stay on the device until one is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: OptimizerConfig) -> None:
+        # How many bad steps in a row are one too many.
+        self._limit = config.max_skipped if config.on_bad_step == "skip" else 1
+        self._skips = config.on_bad_step == "skip"
         self._scalars: list[tuple[int, Any]] = []
 
     def add(self, step: int, scalars: Any) -> None:
@@ -115,25 +138,38 @@ class Window:
         """Waits for the steps kept so far.
 
         Raises:
-            DivergedError: naming the first step whose loss or gradient is not finite.
+            DivergedError: naming the first step that is bad, or one too many that was skipped.
         """
         self._scalars = [(step, jax.device_get(scalars)) for step, scalars in self._scalars]
         for step, scalars in self._scalars:
-            bad = [name for name, value in scalars.items() if not math.isfinite(value)]
-            if bad:
-                raise DivergedError(
-                    f"Training diverged at step {step}: {', '.join(bad)} not finite; start again from an earlier "
-                    "checkpoint with a lower config.optimizer.learning_rate or more warmup_steps"
-                )
+            if scalars[BAD] >= self._limit:
+                raise DivergedError(self._reason(step, scalars))
+
+    def _reason(self, step: int, scalars: Mapping[str, Any]) -> str:
+        names = [name for name, value in scalars.items() if not math.isfinite(value)]
+        what = f"{', '.join(names)} not finite" if names else _spike(scalars)
+        if self._skips:
+            what = f"{what}, number {self._limit} of bad steps in a row"
+        advice = "go back to an earlier checkpoint with a lower config.optimizer.learning_rate or more warmup_steps"
+        if not self._skips:
+            advice += ', or skip such steps with config.optimizer.on_bad_step = "skip"'
+        return f"Training diverged at step {step}: {what}; {advice}"
 
     def flush(self) -> dict[str, float]:
-        """Means over the window, which is then empty; the learning rate is the last step's."""
+        """Means over the window's good steps, which is then empty; the learning rate is the last step's."""
         self.check()
-        count = len(self._scalars)
-        means = {name: sum(float(s[name]) for _, s in self._scalars) / count for name in self._scalars[0][1]}
+        good = [scalars for _, scalars in self._scalars if not scalars[BAD]]
+        names = [name for name in self._scalars[0][1] if name != BAD]
+        means = {name: sum(float(s[name]) for s in good) / len(good) if good else math.nan for name in names}
         means["learning_rate"] = float(self._scalars[-1][1]["learning_rate"])
+        if self._skips:
+            means["skipped"] = float(len(self._scalars) - len(good))
         self._scalars = []
         return means
+
+
+def _spike(scalars: Mapping[str, Any]) -> str:
+    return f"loss {float(scalars['loss']):.4g} or grad_norm {float(scalars['grad_norm']):.4g} is a spike"
 
 
 class Reporter:
@@ -164,6 +200,10 @@ class Reporter:
         share = values["data_wait_seconds"] / values["step_seconds"]
         parts = " ".join(f"{name[5:]} {value:.4f}" for name, value in values.items() if name.startswith("loss/"))
         speed = f"{values['samples_per_second']:.1f} samples/s, {share:.0%} waiting for data"
+        if "mfu" in values:
+            speed += f", MFU {values['mfu']:.1%}"
+        if values.get("skipped"):
+            speed += f", {values['skipped']:.0f} steps skipped"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"loss {values['loss']:.4f}  {speed}")
         else:
@@ -180,3 +220,44 @@ class Reporter:
         """Leaves the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class Log:
+    """Everything that is written during the steps: the metrics' file, the writers and the console."""
+
+    def __init__(self, workdir: epath.PathLike, start_step: int, reporter: Reporter, writers: Sequence[Writer] = ()):
+        self._metrics, self._reporter, self._writers = MetricsLog(workdir, start_step), reporter, tuple(writers)
+
+    def say(self, text: str) -> None:
+        """One line of prose, on the console."""
+        if text:
+            self._reporter.say(text)
+
+    def advance(self, step: int) -> None:
+        """Moves the console's bar."""
+        self._reporter.advance(step)
+
+    def train(self, step: int, values: Mapping[str, float]) -> None:
+        """What a log step measured."""
+        self._write(step, "train", values)
+        self._reporter.train(step, values)
+
+    def holdout(self, step: int, values: Mapping[str, float], *, best: bool) -> None:
+        """What an evaluation on the held-out samples measured."""
+        self._write(step, "holdout", values)
+        self._reporter.holdout(step, values, best=best)
+
+    def _write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        self._metrics.write(step, split, values)
+        for writer in self._writers:
+            writer.write(step, split, values)
+
+    def flush(self) -> None:
+        """Makes sure that the metrics are in their file."""
+        self._metrics.flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._metrics.flush()
+        for writer in self._writers:
+            writer.close()

@@ -73,3 +73,5 @@ class TrainData:
     holdout: Callable[[], Iterable[Batch]]
     # JSON that travels with each checkpoint: statistics, tokenizer, dataset
     assets: Mapping[str, Any]
+    # What the data are, in a line: sources, sizes, weights.
+    description: str = ""

@@ -1,5 +1,6 @@
 """A request to stop: finish the step, save, leave with a status of its own."""
 
+import os
 import signal
 import types
 
@@ -11,14 +12,19 @@ PREEMPTED = 75
 
 
 class PreemptionGuard:
-    """Within the context, SIGTERM and SIGINT ask the loop to stop; a second signal ends the process at once."""
+    """Within the context, SIGTERM and SIGINT ask the loop to stop; a second one of the same kind ends it at once.
+
+    With several processes SIGTERM belongs to JAX's coordination service, which tells the other hosts: a handler of our
+    own would keep the notice to this host. SIGINT, which it does not know, is passed on to it.
+    """
 
     def __init__(self) -> None:
         self._signal: str | None = None
         self._previous: dict[signal.Signals, object] = {}
+        self._alone = jax.process_count() == 1
 
     def __enter__(self) -> "PreemptionGuard":
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -26,15 +32,19 @@ class PreemptionGuard:
         self._restore()
 
     def requested(self, step: int) -> str | None:
-        """The reason to stop after ``step``, the same on every host, or None."""
-        if jax.process_count() > 1:
-            # JAX's coordination service catches SIGTERM on any host and picks a step that all of them will reach.
-            return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
-        return self._signal
+        """The reason to stop after ``step``, the same on every host, or None; to be asked after every step."""
+        if self._alone:
+            return self._signal
+        # The service picks a step that all hosts will reach: the next after the farthest.
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
 
     def _note(self, number: int, _: types.FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
-        self._restore()
+        number = signal.Signals(number)
+        self._signal = number.name
+        # Of this kind alone: a terminal's SIGINT often comes together with a launcher's SIGTERM.
+        signal.signal(number, self._previous.pop(number))  # type: ignore[arg-type]
+        if not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from pokevla_jax import sharding
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
@@ -84,7 +84,9 @@ def make_data(config: Config) -> TrainData:
     statistics = normalize.compute_statistics(dataset)
     corpus = sorted({info.instruction for info in dataset.episodes})
     tokenizer = tokenize.load_tokenizer(config.data.tokenizer, corpus, prompt_template=config.data.prompt_template)
-    place: dict[str, Any] = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    place: dict[str, Any] = dict(
+        zip(("process_index", "process_count"), sharding.loader_place(sharding.make_mesh(config.mesh)), strict=True)
+    )
 
     def iterate(start_step: int) -> pipeline.TrainIterator:
         return pipeline.train_iterator(config, dataset, statistics, tokenizer, start_step=start_step, **place)
@@ -103,6 +105,7 @@ def make_data(config: Config) -> TrainData:
             "dataset": str(config.data.path),
             "pictures": pictures(dataset),
         },
+        description=f"{len(dataset.episodes)} episodes, {len(corpus)} instructions from {config.data.path}",
     )
 
 

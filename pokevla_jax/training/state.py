@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from pokevla_jax import sharding
 from pokevla_jax.config import OptimizerConfig
+from pokevla_jax.training.guard import Monitor
 from pokevla_jax.training.objective import Objective
 from pokevla_jax.training.optimizer import frozen_names
 from pokevla_jax.training.optimizer import merge
@@ -29,6 +30,7 @@ class TrainState:
     frozen: Params
     opt_state: optax.OptState  # of ``trained`` alone
     ema: Params | None  # moving average of ``trained``; None costs nothing
+    monitor: Monitor  # of the last steps' losses
 
     @property
     def params(self) -> Params:
@@ -75,7 +77,14 @@ class StateFactory:
         # A copy, because the step donates both trees and a buffer can be given away once.
         ema = jax.tree.map(jnp.copy, trained) if self._config.ema_decay else None
         opt_state = self._optimizer.init(trained)
-        return TrainState(step=jnp.zeros((), jnp.int32), trained=trained, frozen=frozen, opt_state=opt_state, ema=ema)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trained=trained,
+            frozen=frozen,
+            opt_state=opt_state,
+            ema=ema,
+            monitor=Monitor.initial(),
+        )
 
 
 def num_bytes(tree: Any) -> int:

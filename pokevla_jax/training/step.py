@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from pokevla_jax import sharding
 from pokevla_jax.config import Config
+from pokevla_jax.training import guard
 from pokevla_jax.training.objective import Objective
 from pokevla_jax.training.objective import Scalars
 from pokevla_jax.training.optimizer import learning_rate_schedule
@@ -92,13 +93,21 @@ def _train_step(
     if ema is not None:
         decay = config.optimizer.ema_decay
         ema = jax.tree.map(lambda average, new: decay * average + (1.0 - decay) * new, ema, trained)
+    grad_norm = optax.tree.norm(grads)
+    bad, monitor = guard.judge(state.monitor, total, grad_norm, config.optimizer)
+    if config.optimizer.on_bad_step == "skip":
+        old = (state.trained, state.opt_state, state.ema)
+        trained, opt_state, ema = guard.keep_if(bad, old, (trained, opt_state, ema))
     scalars = {
         "loss": total,
         **{f"loss/{name}": value for name, value in parts.items()},
-        "grad_norm": optax.tree.norm(grads),
+        "grad_norm": grad_norm,
         "learning_rate": learning_rate_schedule(config.optimizer, config.num_steps)(state.step),
+        guard.BAD: monitor.bad_in_a_row,
     }
-    new = TrainState(step=state.step + 1, trained=trained, frozen=state.frozen, opt_state=opt_state, ema=ema)
+    new = TrainState(
+        step=state.step + 1, trained=trained, frozen=state.frozen, opt_state=opt_state, ema=ema, monitor=monitor
+    )
     return new, scalars
 
 

@@ -11,13 +11,16 @@ from etils import epath
 
 from pokevla_jax import checkpoints
 from pokevla_jax import config as config_lib
+from pokevla_jax.config import CheckpointConfig
 from pokevla_jax.config import Config
 
 CONFIG = "config.json"
 
-# What may change between restarts of one run: none of it alters what is computed, up to the order of summation.
+# What may change between restarts of one run: none of it alters what is computed, up to the order of summation,
+# but for how bad steps are met: a run that stopped at one is continued by skipping it.
 FREE_KEYS = (
     "mesh", "checkpoint", "log_every", "eval_every", "eval_batches", "data.path", "data.num_workers", "data.prefetch",
+    "optimizer.on_bad_step", "optimizer.spike", "optimizer.max_skipped",
 )  # fmt: skip
 
 
@@ -77,16 +80,20 @@ def write_atomically(path: epath.Path, text: str) -> None:
     temporary.replace(path)
 
 
-def check_space(workdir: epath.Path, checkpoint_bytes: int, keep: int) -> None:
+def check_space(workdir: epath.Path, checkpoint_bytes: int, config: CheckpointConfig, num_steps: int) -> None:
     """Raises ``WorkdirError`` when a local disk cannot hold the checkpoints that are kept, before the first step."""
     if "://" in str(workdir):
         return
-    # One more than is kept: the new one is complete before the oldest goes.
-    needed, free = checkpoint_bytes * (keep + 1), shutil.disk_usage(workdir).free
+    # The last ones, the best, and one more: a new checkpoint is complete before the oldest goes.
+    most = config.keep_last + 2 + (num_steps // config.keep_every if config.keep_every else 0)
+    most = min(most, num_steps // config.every_steps + 3)
+    missing = max(most - len(checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS)), 1)
+    needed, free = checkpoint_bytes * missing, shutil.disk_usage(workdir).free
     if free < needed:
         raise WorkdirError(
-            f"{workdir} has {free / 2**30:.1f} GiB free, and {keep + 1} checkpoints need {needed / 2**30:.1f} GiB; "
-            "free some space, or lower config.checkpoint.keep_last"
+            f"{workdir} has {free / 2**30:.1f} GiB free, and {missing} more checkpoints of "
+            f"{checkpoint_bytes / 2**30:.2f} GiB need {needed / 2**30:.1f} GiB; free some space, or keep fewer "
+            "(config.checkpoint.keep_last, keep_every)"
         )
 
 
