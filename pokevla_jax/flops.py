@@ -16,6 +16,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from pokevla_jax.config import Config
+from pokevla_jax.config import GeometryConfig
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VisionConfig
@@ -130,6 +131,8 @@ def forward_flops(config: Config) -> dict[str, Flops]:
         dim = model.geometry.feature_dim
         first = 2.0 * model.num_vision_tokens * width * dim
         parts["align_projector"] = Flops(weights=first + 2.0 * model.num_vision_tokens * dim * dim, first=first)
+        if model.geometry.teacher == "vggt" and model.geometry.source == "inside":
+            parts["teacher/vggt"] = _vggt(model.geometry, len(model.views))
     if model.keypoint.weight:
         first, last = 2.0 * width * width, 2.0 * width * 3 * model.keypoint.num_keypoints
         parts["keypoint_head"] = Flops(weights=first + last, first=first)
@@ -260,6 +263,16 @@ def _small_encoder(model: ModelConfig) -> Flops:
     grid, dim = model.segmentation.feature_grid, model.segmentation.decoder_dim
     first = 2.0 * model.vision.image_size**2 * 3 * (dim // 2)
     return Flops(weights=first + 2.0 * grid**2 * (4 * (dim // 2) * dim + 9 * dim * dim), first=first)
+
+
+def _vggt(geometry: GeometryConfig, views: int) -> Flops:
+    """VGGT's aggregator up to the pair that is read: a ViT per view, then blocks within a view and across views."""
+    c = geometry.vggt
+    tokens = c.num_patches + 1 + c.num_registers
+    embed = Flops(weights=2.0 * c.num_patches * c.patch_size**2 * 3 * c.width)
+    view = _attention_block(tokens, c.width, c.mlp_dim)
+    pairs = view.times(views) + _attention_block(views * tokens, c.width, c.mlp_dim)
+    return (embed + view.times(c.embed_depth)).times(views) + pairs.times(geometry.layer % c.depth + 1)
 
 
 # Width, groups, windowed blocks per group, window: SAM's ViT-B and ViT-H.

@@ -13,6 +13,7 @@ from pokevla_jax.config import Config
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.models import presets
 from pokevla_jax.models import stacking
+from pokevla_jax.models import vggt
 from pokevla_jax.sharding import flatten
 from pokevla_jax.training import optimizer
 from pokevla_jax.training import stage2
@@ -105,7 +106,9 @@ def test_action_head_variants(changes):
     assert flops.train_flops(config, names, frozen).student + half == pytest.approx(expected, rel=0.02)
 
 
-def test_full_size_forward_pass_counts_what_jax_traces():
+def test_full_size_forward_pass_counts_what_jax_traces(monkeypatch):
+    # Attention in chunks pads the queries to whole ones, which is no arithmetic of the model.
+    monkeypatch.setattr(vggt, "QUERY_CHUNK", 1 << 20)
     config = experiment(presets.pokevla())
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch_spec(config, 1).items()}
     params = stacking.abstract_params(config.model)
@@ -117,13 +120,13 @@ def test_full_size_forward_pass_counts_what_jax_traces():
     assert parts["vision/dinov2"].weights == pytest.approx(2 * 2 * 261 * 290e6, rel=0.03)
 
 
-def test_frozen_sam_is_a_teacher_and_counts_forward_only():
+def test_frozen_teachers_count_forward_only():
     config = experiment(presets.pokevla())
     objective = stage2.make_objective(config.model)
     frozen = optimizer.frozen_names(objective.trainable, ())
     counted = flops.train_flops(config, flatten(objective.abstract_params), frozen)
-    assert counted.backward["teacher/sam"] == 0
-    assert counted.teachers == counted.forward["teacher/sam"] > 0
+    assert counted.backward["teacher/sam"] == counted.backward["teacher/vggt"] == 0
+    assert counted.teachers == counted.forward["teacher/sam"] + counted.forward["teacher/vggt"] > 0
     assert counted.student == pytest.approx(3 * (sum(counted.forward.values()) - counted.teachers), rel=0.01)
 
 

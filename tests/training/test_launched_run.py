@@ -101,9 +101,5 @@ def test_a_launched_run_outlives_sigterm_and_sigkill(tmp_path):
     params, others = final(tmp_path / "whole"), final(tmp_path / "struck")
     for name, value in params.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(others[name]), err_msg=name)
-    losses = [
-        [(x["step"], x["loss"]) for x in read_metrics(tmp_path / n) if x["split"] == "train"]
-        for n in ("whole", "struck")
-    ]
-    assert losses[0] == losses[1]
+    assert losses(tmp_path / "struck") == losses(tmp_path / "whole")
     assert len(read_attempts(tmp_path / "struck")) == 3
