@@ -59,5 +59,5 @@ def finish(started, timeout=500.0):
     finally:
         for p in started:
             p.kill()
-        outputs = [p.communicate()[0] for p in started]
+        outputs = ["".join(x for x in p.communicate()[0].splitlines(True) if "[Gloo]" not in x) for p in started]
     return [p.returncode for p in started], outputs
