@@ -93,7 +93,8 @@ def loader_place(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """
     process = jax.process_index() if process is None else process
     rows: dict[int, set[int]] = {}
-    for device, (piece, *_) in batch_sharding(mesh).devices_indices_map((batch_shards(mesh),)).items():
+    held_by: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((batch_shards(mesh),))
+    for device, (piece, *_) in held_by.items():
         rows.setdefault(device.process_index, set()).add(piece.start or 0)
     groups = sorted({tuple(sorted(held)) for held in rows.values()})
     if len({len(group) for group in groups}) > 1 or sum(map(len, groups)) != batch_shards(mesh):
