@@ -21,6 +21,7 @@ from etils import epath
 
 from pokevla_jax import config as config_lib
 from pokevla_jax.config import Config
+from pokevla_jax.models import lora
 from pokevla_jax.typing import Params
 
 CHECKPOINTS = "checkpoints"
@@ -59,7 +60,7 @@ def load_policy_checkpoint(
     skip: Collection[str] = (),
     average: bool | None = None,
 ) -> tuple[Config, Params, Assets]:
-    """Configuration, inference parameters and assets of a checkpoint.
+    """Configuration, inference parameters (adapters merged) and assets of a checkpoint.
 
     Args:
         path: a run's folder, its ``checkpoints`` folder, or one step's folder.
@@ -89,6 +90,8 @@ def load_policy_checkpoint(
     if average is False and config.optimizer.ema_decay:
         trained = _read(folder, "train_state", sharding, lambda tree: {"trained": _without(tree["trained"], skip)})
         params = _overlaid(params, trained["trained"])
+    adapters = lora.from_config(config.optimizer)
+    params = params if adapters is None else lora.merge(params, adapters)
     return config, params, _assets(folder, assets)
 
 

@@ -308,7 +308,7 @@ class OptimizerConfig:
     lora_targets: tuple[str, ...] = (r"vision/(dinov2|siglip)/blocks/.*", r"vision/projector/.*", r"language/layers/.*")
     # Regular expressions on parameter paths ("vision/dinov2/.*"); what matches is frozen and has no optimizer memory.
     freeze: tuple[str, ...] = ()
-    # How frozen parameters are kept; "bfloat16" halves their memory and rounds them once.
+    # How frozen matrices are kept; "bfloat16" halves their memory and rounds them once.
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     # Exponential moving average of the weights, used for evaluation and export; 0 switches it off.
     ema_decay: float = 0.0

@@ -2,9 +2,12 @@
 
 The model names the axes of every parameter (``("layers", "embed", "mlp")``), ``RULES`` maps names to mesh axes, and
 everything that follows a parameter (Adam's moments, the moving average) takes that parameter's sharding by its path.
-Nothing here knows a model class.
+Activations are placed by the same names with ``constrain``, and a parameter is made whole for its use with ``gather``;
+both act on the mesh that the program is compiled for (``jax.set_mesh``) and do nothing without one, so that a network
+reads the same on one device and on a thousand. Nothing here knows a model class.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Iterable
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import Mesh
@@ -37,6 +41,20 @@ RULES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "vocab": "tensor",
+}
+
+# The same for activations: rows over every axis but ``tensor``, the residual stream whole, a block's inside cut.
+ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": BATCH_AXES,
+    "embed": None,
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "vocab": "tensor",
+    # Around an embedding lookup: each device looks up its slice of the width, for the rows of all of them.
+    "lookup_batch": ("replica", "data"),
+    "lookup_embed": "fsdp",
 }
 
 # An array above this size that is left whole on every device of an fsdp mesh is a bug, not a choice.
@@ -140,6 +158,97 @@ def param_shardings(abstract: Any, axes: Any, mesh: Mesh, *, rules: Mapping[str,
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
+def current_mesh() -> jax.sharding.AbstractMesh | None:
+    """The mesh of more than one device that this program is compiled for, or None; None inside ``shard_map`` too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+
+
+def axis_size(axis: str) -> int:
+    """Devices along one axis of the current mesh; 1 without a mesh."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[axis]
+
+
+def activation_spec(shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
+    """How an activation is cut on the current mesh: by name, and only where the mesh axes divide the dimension.
+
+    Raises:
+        ValueError: for an unknown name or a tuple of the wrong length.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if len(axes) != len(shape):
+        raise ValueError(f"An activation of shape {tuple(shape)} has {len(axes)} logical axes {tuple(axes)}")
+    spec: list[Any] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis is not None and axis not in ACTIVATION_RULES:
+            raise ValueError(
+                f"Logical axis {axis!r} of an activation has no rule; known: {', '.join(ACTIVATION_RULES)}"
+            )
+        target = ACTIVATION_RULES[axis] if axis is not None else None
+        names = (target,) if isinstance(target, str) else target or ()
+        spec.append(target if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None)
+    return PartitionSpec(*spec)
+
+
+def parameter_spec(shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
+    """How the rules alone cut a parameter on the current mesh."""
+    return _rule_spec(shape, axes, jax.sharding.get_abstract_mesh(), RULES)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """``x``, placed by the logical names of its dimensions on the current mesh; ``x`` itself without one."""
+    if current_mesh() is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, axes))
+
+
+def gather(x: jax.Array, axes: Sequence[str | None], dtype: Any) -> jax.Array:
+    """A parameter in the dtype of its use, whole along ``fsdp`` and still cut along ``tensor``.
+
+    Said outright because a partitioner left alone may pass the pieces around within the matrix product instead, which
+    moves the same bytes in more time. The cast comes first: half the bytes. The gradient is summed over devices in
+    that dtype too, and cut in one go (reduce-scatter) instead of being summed everywhere and then cut.
+    """
+    if current_mesh() is None:
+        return x.astype(dtype)
+    return _gather(x, tuple(axes), jnp.dtype(dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, axes: tuple[str | None, ...], dtype: Any) -> jax.Array:
+    cut = parameter_spec(x.shape, axes)
+    whole = PartitionSpec(*(None if axis == "fsdp" else axis for axis in cut))
+    # Both: with the second alone, the cast itself would be placed by it and happen after the gathering.
+    x = x.astype(dtype)
+    x = jax.lax.with_sharding_constraint(x, cut) if "fsdp" in cut else x
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gather_forward(x: jax.Array, axes: tuple[str | None, ...], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    return _gather(x, axes, dtype), jnp.zeros((), x.dtype)
+
+
+def _gather_backward(axes: tuple[str | None, ...], dtype: Any, like: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    cut = parameter_spec(grad.shape, axes)
+    return (jax.lax.with_sharding_constraint(grad, cut).astype(like.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _rule_spec(
+    shape: Sequence[int], axes: Sequence[str | None], mesh: Any, rules: Mapping[str, str | None]
+) -> PartitionSpec:
+    """The partition of a parameter by the rules alone: each mesh axis once, and only where it divides."""
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        target = rules[axis] if axis is not None else None
+        usable = target is not None and target not in spec and mesh.shape[target] > 1 and size % mesh.shape[target] == 0
+        spec.append(target if usable else None)
+    return PartitionSpec(*spec)
+
+
 def _spec(
     name: str,
     shape: Sequence[int],
@@ -151,13 +260,10 @@ def _spec(
     """The partition of one parameter; a mesh axis is used once, and only where it divides the dimension."""
     if len(axes) != len(shape):
         raise ValueError(f"Parameter {name} of shape {tuple(shape)} has {len(axes)} logical axes {tuple(axes)}")
-    spec: list[str | None] = []
-    for size, axis in zip(shape, axes, strict=True):
+    for axis in axes:
         if axis is not None and axis not in rules:
             raise ValueError(f"Logical axis {axis!r} of parameter {name} has no rule; known: {', '.join(rules)}")
-        target = rules[axis] if axis is not None else None
-        usable = target is not None and target not in spec and mesh.shape[target] > 1 and size % mesh.shape[target] == 0
-        spec.append(target if usable else None)
+    spec = list(_rule_spec(shape, axes, mesh, rules))
     large = math.prod(shape) * itemsize > LARGEST_REPLICATED
     if large and mesh.shape["fsdp"] > 1 and "fsdp" not in spec:
         # A large array that its rules leave whole still has to be cut: along its largest free dimension, but not the
@@ -221,6 +327,18 @@ def explain(abstract: Any, shardings: Any) -> str:
 def flatten(tree: Any, *, is_leaf: Any = None) -> dict[str, Any]:
     """``{"vision/dinov2/…/kernel": leaf}`` in the tree's order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict whose ``flatten`` is ``leaves``."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
 
 
 def path_name(path: Iterable[Any]) -> str:

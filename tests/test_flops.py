@@ -56,7 +56,7 @@ def experiment(model, **optimizer_changes):
 
 def traced_step(config):
     """Traced FLOPs of loss and gradient for one sample, the parameters that exist, and the frozen ones."""
-    objective = stage2.make_objective(config.model)
+    objective = stage2.make_objective(config)
     names = flatten(objective.abstract_params)
     frozen = optimizer.frozen_names(objective.trainable, config.optimizer.freeze)
     trained, rest = optimizer.split(objective.abstract_params, frozen)
@@ -122,7 +122,7 @@ def test_full_size_forward_pass_counts_what_jax_traces(monkeypatch):
 
 def test_frozen_teachers_count_forward_only():
     config = experiment(presets.pokevla())
-    objective = stage2.make_objective(config.model)
+    objective = stage2.make_objective(config)
     frozen = optimizer.frozen_names(objective.trainable, ())
     counted = flops.train_flops(config, flatten(objective.abstract_params), frozen)
     assert counted.backward["teacher/sam"] == counted.backward["teacher/vggt"] == 0

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "pokevla_jax.typing": (),
     "pokevla_jax.fields": ("typing",),
     "pokevla_jax.config": ("typing", "fields"),
-    "pokevla_jax.models": ("typing", "config"),
+    "pokevla_jax.models": ("typing", "config", "sharding"),
     "pokevla_jax.sharding": ("typing", "config"),
     "pokevla_jax.flops": ("config",),
     "pokevla_jax.data": ("typing", "config"),

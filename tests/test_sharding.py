@@ -108,3 +108,44 @@ def test_explain_lists_every_parameter_and_the_total():
     assert len(rows) == 4
     assert rows[1].split() == ["a/kernel", "1024x1024", "float32", "fsdp,", "-", "1.000"]
     assert "of 4.0 MiB" in rows[-1]
+
+
+def test_without_a_mesh_nothing_is_placed():
+    x = jnp.ones((8, 3, 4))
+    assert sharding.constrain(x, "batch", None, "embed") is x
+    assert sharding.gather(x, ("embed", None, None), jnp.bfloat16).dtype == jnp.bfloat16
+    assert sharding.axis_size("tensor") == 1
+    assert "sharding_constraint" not in str(jax.make_jaxpr(lambda x: sharding.constrain(x, "batch", None, "mlp"))(x))
+
+
+def test_on_a_mesh_activations_are_cut_by_name_where_it_divides():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        assert sharding.activation_spec((8, 5, 6), ("batch", None, "mlp")) == jax.P(sharding.BATCH_AXES, None, "tensor")
+        # six rows over four devices, three heads over two: whole
+        assert sharding.activation_spec((6, 3, 4), ("batch", "heads", "head_dim")) == jax.P(None, None, None)
+        out = jax.jit(lambda x: sharding.constrain(x, "batch", "heads"))(jnp.ones((8, 4)))
+        expected = jax.sharding.NamedSharding(mesh, jax.P(sharding.BATCH_AXES, "tensor"))
+        assert out.sharding.is_equivalent_to(expected, 2)
+        with pytest.raises(ValueError, match="'head' of an activation has no rule"):
+            sharding.constrain(out, "batch", "head")
+        with pytest.raises(ValueError, match=r"An activation of shape \(8, 4\) has 1 logical axes"):
+            sharding.constrain(out, "batch")
+
+
+def test_a_gathered_parameter_is_whole_along_fsdp_and_its_gradient_is_cut_again():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    axes = ("embed", "mlp")
+    placed = sharding.param_shardings({"w": struct(16, 8)}, {"w": axes}, mesh)["w"]
+    w = jax.device_put(jnp.arange(128, dtype=jnp.float32).reshape(16, 8), placed)
+
+    def use(w):
+        whole = sharding.gather(w, axes, jnp.bfloat16)
+        return jnp.sum(whole.astype(jnp.float32) ** 2), whole
+
+    with jax.set_mesh(mesh):
+        gradient, whole = jax.jit(jax.grad(use, has_aux=True))(w)
+    assert whole.sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, jax.P(None, "tensor")), 2)
+    assert gradient.sharding.is_equivalent_to(placed, 2)
+    assert gradient.dtype == jnp.float32
+    assert jnp.array_equal(gradient, 2 * w)  # whole numbers below 256 are exact in bfloat16

@@ -87,13 +87,13 @@ def _train(arguments: argparse.Namespace) -> int:
     from pokevla_jax.training import distributed
     from pokevla_jax.training import loop
     from pokevla_jax.training import profiling
-    from pokevla_jax.training import stage2
+    from pokevla_jax.training import stages
     from pokevla_jax.training import workdir
 
     config = arguments.config
     profile_steps = profiling.parse_steps(arguments.profile_steps) if arguments.profile_steps else None
     distributed.initialize()
-    objective = stage2.make_objective(config.model)
+    objective = stages.make_objective(config)
     if arguments.explain:
         mesh = sharding.make_mesh(config.mesh)
         placed = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
@@ -106,7 +106,7 @@ def _train(arguments: argparse.Namespace) -> int:
         profile_steps=profile_steps,
         started=STARTED,
     )
-    data = stage2.make_data(config)
+    data = stages.make_data(config)
     result = loop.train(config, arguments.workdir, objective, data, init_from=arguments.init_from, options=options)
     return PREEMPTED if result.stopped_by else 0
 

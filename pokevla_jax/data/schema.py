@@ -19,11 +19,13 @@ class ArraySpec(NamedTuple):
 
 
 def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[str, ArraySpec]:
-    """Shapes and dtypes of one stage-2 batch.
+    """Shapes and dtypes of one batch of ``config.stage``; what follows is stage 2's, for stage 1's see below.
 
     Inference (``train=False``) needs the first four entries alone. Training adds the action chunk and, only where
     their loss has weight, the labels of segmentation, geometry and keypoints.
     """
+    if config.stage == "vlm":
+        return stage1_batch_spec(config, batch_size)
     model = config.model
     b, v = batch_size, len(model.views)
     size, grid, mask = model.vision.image_size, model.vision.grid, model.segmentation.mask_size
@@ -82,6 +84,8 @@ def stage1_batch_spec(config: Config, batch_size: int) -> dict[str, ArraySpec]:
 def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = True) -> dict[str, np.ndarray]:
     """A random batch of the right shapes, for tests and warm-up."""
     rng = np.random.default_rng(seed)
+    if config.stage == "vlm":
+        return _fake_packs(config, batch_size, rng)
     batch: dict[str, np.ndarray] = {}
     for name, spec in batch_spec(config, batch_size, train=train).items():
         if spec.dtype == np.bool_:
@@ -94,4 +98,28 @@ def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = 
             batch[name] = rng.integers(0, config.model.language.vocab_size, spec.shape, dtype=np.int32)
         else:
             batch[name] = rng.uniform(-1, 1, spec.shape).astype(np.float32)
+    return batch
+
+
+def _fake_packs(config: Config, batch_size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Rows of one conversation per image, each with its patches first; the texts and the padding differ in length."""
+    spec = stage1_batch_spec(config, batch_size)
+    batch = {name: np.zeros(x.shape, x.dtype) for name, x in spec.items()}
+    batch["images"] = rng.integers(0, 256, spec["images"].shape, dtype=np.uint8)
+    batch["image_slots"][:] = -1
+    patches, vocabulary = config.model.vision.num_patches, config.model.language.vocab_size
+    num_images, length = config.data.pack_images, config.data.pack_length
+    longest = length // num_images - patches
+    for row in range(batch_size):
+        start = 0
+        for image in range(num_images):
+            text = int(rng.integers(max(longest // 2, 1), longest + 1))
+            own, words = slice(start, start + patches + text), slice(start + patches, start + patches + text)
+            batch["image_slots"][row, start : start + patches] = image * patches + np.arange(patches)
+            batch["segment_ids"][row, own] = image + 1
+            batch["positions"][row, own] = np.arange(patches + text)
+            batch["tokens"][row, words] = rng.integers(0, vocabulary, text)
+            batch["targets"][row, words] = rng.integers(0, vocabulary, text)
+            batch["loss_mask"][row, words] = np.arange(text) >= text // 2
+            start += patches + text
     return batch

@@ -1,14 +1,24 @@
-"""The one attention function, and the masks it is given."""
+"""The one attention function, what limits who sees whom, and its three implementations."""
 
+from typing import Literal
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from pokevla_jax import sharding
+from pokevla_jax.models import splash
 from pokevla_jax.models.layers import multiply
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
+from pokevla_jax.typing import Int
+
+Implementation = Literal["xla", "cudnn", "splash"]
+
+PADDING = 0
+"""Segment of padding."""
 
 
 class Source(NamedTuple):
@@ -26,7 +36,9 @@ class Source(NamedTuple):
 def attend(
     queries: Float[Array, "b s h k"],
     *sources: Source,
-    mask: Bool[Array, "b s z"] | None = None,
+    segments: Int[Array, "b s"] | None = None,
+    causal: bool = False,
+    implementation: Implementation = "xla",
 ) -> Float[Array, "b s h k"]:
     """Softmax attention over the keys of all ``sources`` at once: one softmax, in float32, over their joined logits.
 
@@ -34,10 +46,37 @@ def attend(
         queries: ``h`` heads; ``h`` is a multiple of the sources' ``g`` heads, and query heads share keys in
             consecutive groups (grouped-query attention).
         sources: keys and values. Ordinary attention has one source.
-        mask: true where a query may look, over the joined keys. A query must see at least one key.
+        segments: for self-attention: a position sees positions of its own segment alone, see ``visible``.
+        causal: for self-attention: a position sees itself and what stands before it.
+        implementation: "cudnn" and "splash" take one source without gain and bias, and never hold all logits.
+
+    Raises:
+        ValueError: for several sources, a gain or a bias with another implementation than XLA's.
     """
+    if implementation == "xla":
+        out = _xla(queries, sources, segments, causal)
+    elif len(sources) > 1 or sources[0].gain is not None or sources[0].bias is not None:
+        raise ValueError(f"attention {implementation!r} takes one source without gain and bias; use 'xla' for this one")
+    elif implementation == "cudnn":
+        mask = None if segments is None else visible(segments, causal=False)[:, None]
+        keys, values = sources[0].keys, sources[0].values
+        out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, is_causal=causal, implementation="cudnn")
+    else:
+        # It names its output itself, and the sums of exponentials that its backward pass needs beside it.
+        return splash.attend(queries, sources[0].keys, sources[0].values, segments, causal=causal)
+    return checkpoint_name(out, "attention")
+
+
+def _xla(
+    queries: Float[Array, "b s h k"], sources: tuple[Source, ...], segments: Int[Array, "b s"] | None, causal: bool
+) -> Float[Array, "b s h k"]:
     b, s, h, k = queries.shape
     groups = sources[0].keys.shape[2]
+    tensor = sharding.axis_size("tensor")
+    if groups % tensor and h % tensor == 0:
+        # Fewer groups than devices: each device holds the keys of its own query heads.
+        sources = tuple(x._replace(keys=_per_head(x.keys, h), values=_per_head(x.values, h)) for x in sources)
+        groups = h
     q = queries.reshape(b, s, groups, h // groups, k) * k**-0.5
     logits = []
     for source in sources:
@@ -48,11 +87,13 @@ def attend(
             logit = logit + source.bias.reshape(logit.shape)
         logits.append(logit)
     joined = logits[0] if len(logits) == 1 else jnp.concatenate(logits, axis=-1)
-    if mask is not None:
+    if segments is not None or causal:
+        mask = visible(jnp.zeros((1, s), jnp.int32) if segments is None else segments, causal=causal)
         joined = jnp.where(mask[:, None, None], joined, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(joined, axis=-1).astype(queries.dtype)
     values = sources[0].values if len(sources) == 1 else jnp.concatenate([x.values for x in sources], axis=1)
-    return jnp.einsum("bgrsz,bzgk->bsgrk", weights, values).reshape(b, s, h, k)
+    out = jnp.einsum("bgrsz,bzgk->bsgrk", weights, values).reshape(b, s, h, k)
+    return sharding.constrain(out, "batch", None, "heads", "head_dim")
 
 
 def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: int) -> Float[Array, "b s h k"]:
@@ -70,25 +111,29 @@ def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: 
     return outputs.swapaxes(0, 1).reshape(b, count * size, h, k)[:, :s]
 
 
-def causal_mask(valid: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
-    """Each position sees itself and the valid positions before it.
+def _per_head(x: Float[Array, "b z g k"], heads: int) -> Float[Array, "b z h k"]:
+    return sharding.constrain(jnp.repeat(x, heads // x.shape[2], axis=2), "batch", None, "heads", "head_dim")
 
-    The sequence of the language model is ``[vision | prompt | <SEG> | queries]``. The prompt is padded on its right,
-    so the padding (p) stands in the middle; nobody else looks at it (rows look at columns)::
+
+def visible(segments: Int[Array, "b s"], *, causal: bool) -> Bool[Array, "b s s"]:
+    """Who sees whom: positions of one segment, with ``causal`` only themselves and those before.
+
+    Packed conversations are segments 1, 2, … and padding is segment 0. The sequence of the policy,
+    ``[vision | prompt | <SEG> | queries]``, is segment 1; its prompt is padded on the right, so the padding (p) stands
+    in the middle and nobody else looks at it (rows look at columns)::
 
               V V L L p S Q Q
           V   x
           V   x x
           L   x x x
           L   x x x x
-          p   x x x x x            a padding row sees itself, so that its softmax is defined; it is never read
+          p           x          padding sees padding, so that its softmax is defined; it is never read
           S   x x x x . x
           Q   x x x x . x x
           Q   x x x x . x x x
     """
-    length = valid.shape[-1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return causal & (valid[:, None, :] | jnp.eye(length, dtype=bool))
+    same = segments[:, :, None] == segments[:, None, :]
+    return same & jnp.tril(jnp.ones(same.shape[1:], bool)) if causal else same
 
 
 def positions(valid: Bool[Array, "b s"]) -> Float[Array, "b s"]:

@@ -7,6 +7,7 @@ strided convolution far slower, and other backends do not care.
 import jax
 from flax import nnx
 
+from pokevla_jax import sharding
 from pokevla_jax.models.layers import ZEROS
 from pokevla_jax.models.layers import Init
 from pokevla_jax.models.layers import Linear
@@ -56,5 +57,7 @@ class Conv3x3(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
         layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, self.kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=layout)
+        kernel = sharding.gather(self.kernel[...], (None, None, None, "embed"), x.dtype)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        y = sharding.constrain(y, "batch", None, None, "embed")
         return y if self.bias is None else add_bias(y, self.bias[...])

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pokevla_jax import sharding
 from pokevla_jax.config import LanguageConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.layers import TOKEN
@@ -20,7 +22,6 @@ from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
 from pokevla_jax.typing import Array
-from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
@@ -28,34 +29,36 @@ from pokevla_jax.typing import Int
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: LanguageConfig):
+    def __init__(self, config: LanguageConfig, implementation: Implementation):
         d, h, g, k = config.width, config.num_heads, config.num_kv_heads, config.head_dim
+        self.implementation = implementation
         self.q_proj = Linear(d, (h, k), axes=("embed", "heads", "head_dim"))
         self.k_proj = Linear(d, (g, k), axes=("embed", "kv_heads", "head_dim"))
         self.v_proj = Linear(d, (g, k), axes=("embed", "kv_heads", "head_dim"))
         self.o_proj = Linear((h, k), d, axes=("heads", "head_dim", "embed"), use_bias=False)
 
     def __call__(
-        self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
+        self, x: Float[Array, "b s d"], rotary: RotaryTable, segments: Int[Array, "b s"] | None
     ) -> Float[Array, "b s d"]:
         queries, keys = rotate(self.q_proj(x), rotary), rotate(self.k_proj(x), rotary)
-        return self.o_proj(attend(queries, Source(keys, self.v_proj(x)), mask=mask))
+        source = Source(keys, self.v_proj(x))
+        return self.o_proj(attend(queries, source, segments=segments, causal=True, implementation=self.implementation))
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: LanguageConfig):
+    def __init__(self, config: LanguageConfig, implementation: Implementation):
         self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(config, implementation)
         self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config.width, config.mlp_dim)
 
     def __call__(
-        self, x: Float[Array, "b s d"], rotary: RotaryTable, mask: Bool[Array, "b s s"]
+        self, x: Float[Array, "b s d"], rotary: RotaryTable, segments: Int[Array, "b s"] | None
     ) -> Float[Array, "b s d"]:
         with jax.named_scope("attention"):
-            x = x + self.attention(self.input_layernorm(x), rotary, mask)
+            x = x + self.attention(self.input_layernorm(x), rotary, segments)
         with jax.named_scope("mlp"):
             return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -63,21 +66,29 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """The language model: embeddings in, hidden states out."""
 
-    def __init__(self, config: LanguageConfig):
+    def __init__(self, config: LanguageConfig, implementation: Implementation = "xla"):
         self.config = config
         self.embed_tokens = parameter(TOKEN, (config.vocab_size, config.width), ("vocab", "embed"))
-        self.layers = stacking.stack(lambda: DecoderLayer(config), config.num_layers)
+        self.layers = stacking.stack(lambda: DecoderLayer(config, implementation), config.num_layers)
         self.norm = RMSNorm(config.width, eps=config.norm_eps)
 
     def embed(self, tokens: Int[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b l d"]:
         """Token embeddings."""
-        return self.embed_tokens[...].astype(dtype)[tokens]
+        table = self.embed_tokens[...]
+        if table.shape[1] % sharding.axis_size("fsdp") == 0:
+            # Each device looks up its slice of the width for all rows; then slices are exchanged for rows. The
+            # activations travel, not the table.
+            rows = table[sharding.constrain(tokens, "lookup_batch", None)]
+            rows = sharding.constrain(rows, "lookup_batch", None, "lookup_embed")
+        else:
+            rows = table[tokens]
+        return sharding.constrain(rows.astype(dtype), "batch", None, "embed")
 
     def __call__(
         self,
         x: Float[Array, "b s d"],
         positions: Int[Array, "b s"],
-        mask: Bool[Array, "b s s"],
+        segments: Int[Array, "b s"] | None,
         *,
         remat: stacking.Remat = "none",
         all_layers: bool = False,
@@ -85,10 +96,21 @@ class Decoder(nnx.Module):
         """The last hidden states (after the final norm) and, with ``all_layers``, those after every layer.
 
         The last of all layers is the normed one too, as Hugging Face's ``hidden_states[1:]``.
+
+        Args:
+            x: embeddings.
+            positions: of the rotary embedding.
+            segments: who belongs together (``attention.visible``); None: each row is one.
+            remat: what the backward pass recomputes.
+            all_layers: whether to return the states after every layer.
         """
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         x, states = stacking.scan(
-            self.layers, x, step=lambda layer, x, _: layer(x, rotary, mask), remat=remat, collect=all_layers
+            self.layers,
+            sharding.constrain(x, "batch", None, "embed"),
+            step=lambda layer, x, _: layer(x, rotary, segments),
+            remat=remat,
+            collect=all_layers,
         )
         last = self.norm(x)
         return last, jnp.concatenate([states[:-1], last[None]]) if all_layers else None

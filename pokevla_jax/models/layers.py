@@ -2,7 +2,8 @@
 
 A module declares its parameters (shape, logical axes, initial distribution) and holds no arrays: ``stacking.py`` draws
 the values and binds them. The activations carry the compute dtype: a layer casts its float32 parameters to the dtype
-of what it is given, and norms compute in float32 whatever that is.
+of what it is given, and norms compute in float32 whatever that is. ``Linear`` is where weights meet activations, and
+therefore where both are placed on a mesh.
 """
 
 import math
@@ -13,7 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from pokevla_jax import sharding
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Float
 
@@ -53,6 +56,8 @@ def add_bias(x: Array, bias: Array) -> Array:
 
 
 def _sum_leading(x: Array, ndim: int) -> Array:
+    if sharding.current_mesh() is not None:  # Flattening would mix cut dimensions with whole ones.
+        return jnp.sum(x, axis=tuple(range(x.ndim - ndim)), dtype=jnp.float32)
     matrix = x.reshape(-1, math.prod(x.shape[x.ndim - ndim :]))
     total = jnp.matmul(jnp.ones(matrix.shape[0], x.dtype), matrix, preferred_element_type=jnp.float32)
     return total.reshape(x.shape[x.ndim - ndim :])
@@ -93,7 +98,10 @@ def repeat(x: Array, batch: int) -> Array:
 
 
 class Linear(nnx.Module):
-    """A linear map from the trailing axes ``inputs`` to the axes ``outputs``, such as ``d -> (heads, head_dim)``."""
+    """A linear map from the trailing axes ``inputs`` to the axes ``outputs``, such as ``d -> (heads, head_dim)``.
+
+    Its input's first axis is the batch. ``models/lora.py`` may put a low-rank adapter beside the kernel.
+    """
 
     def __init__(
         self,
@@ -105,17 +113,38 @@ class Linear(nnx.Module):
     ):
         inputs = (inputs,) if isinstance(inputs, int) else inputs
         outputs = (outputs,) if isinstance(outputs, int) else outputs
-        self.num_inputs = len(inputs)
+        self.num_inputs, self.axes = len(inputs), tuple(axes)
         self.kernel = parameter(Init(std=math.prod(inputs) ** -0.5), inputs + outputs, axes)
         self.bias = parameter(ZEROS, outputs, axes[len(inputs) :]) if use_bias else None
+        self.lora_a: nnx.Param | None = None
+        self.lora_b: nnx.Param | None = None
+        self.lora_scale = 0.0
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        inputs, outputs = self.axes[: self.num_inputs], self.axes[self.num_inputs :]
+        y = _product(x, self.kernel[...], (*inputs, *outputs), self.num_inputs)
+        if self.lora_a is not None and self.lora_b is not None:
+            low = _product(x, self.lora_a[...], (*inputs, None), self.num_inputs) * self.lora_scale
+            y = y + _product(low, self.lora_b[...], (None, *outputs), 1)
+        if self.bias is not None:
+            y = add_bias(y, sharding.gather(self.bias[...], outputs, jnp.float32))
+        return checkpoint_name(y, "linear")
+
+
+def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], num_inputs: int) -> Array:
+    """``x`` times ``kernel`` over the trailing ``num_inputs`` axes, in the dtype of ``x``, placed by ``axes``."""
+    lead = x.shape[: x.ndim - num_inputs]
+    kernel = sharding.gather(kernel, axes, x.dtype)
+    if sharding.axis_size("tensor") > 1:
+        # Flattened, a dimension cut inside a group of axes (qkv's heads) could not stay cut.
+        contracted = (tuple(range(len(lead), x.ndim)), tuple(range(num_inputs)))
+        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+    else:
         # As matrices: with several contracted axes XLA would transpose a copy of the activations for the gradient.
-        lead, outputs = x.shape[: x.ndim - self.num_inputs], self.kernel.shape[self.num_inputs :]
-        inputs = math.prod(self.kernel.shape[: self.num_inputs])
-        kernel = self.kernel.astype(x.dtype).reshape(inputs, math.prod(outputs))
-        y = (x.reshape(-1, inputs) @ kernel).reshape(*lead, *outputs)
-        return y if self.bias is None else add_bias(y, self.bias[...])
+        inputs, outputs = math.prod(kernel.shape[:num_inputs]), kernel.shape[num_inputs:]
+        matrix = kernel.reshape(inputs, math.prod(outputs))
+        y = (x.reshape(-1, inputs) @ matrix).reshape(*lead, *outputs)
+    return sharding.constrain(y, "batch", *(None,) * (len(lead) - 1), *axes[num_inputs:])
 
 
 class LayerNorm(nnx.Module):

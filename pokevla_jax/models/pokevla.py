@@ -100,14 +100,17 @@ class PokeVLA(nnx.Module):
         width = config.language.width
         self.config = config
         self.vision = VisionEncoder(config)
-        self.language = Decoder(config.language)
+        self.language = Decoder(config.language, config.attention)
         self.seg_token = parameter(TOKEN, (1, width), (None, "embed")) if config.seg_token else None
         self.action_queries = parameter(TOKEN, (config.action_head.num_queries, width), (None, "embed"))
         self.action_head = ActionHead(config)
         self.segmentation = Segmentation(config) if config.segmentation.weight else None
         self.align_projector = AlignProjector(config) if config.geometry.weight else None
-        teacher, layer = config.geometry.vggt, config.geometry.layer
-        self.vggt = Aggregator(teacher, layer=layer) if geometry.computes_teacher(config.geometry) else None
+        self.vggt = (
+            Aggregator(config.geometry.vggt, layer=config.geometry.layer, implementation=config.attention)
+            if geometry.computes_teacher(config.geometry)
+            else None
+        )
         outputs = 3 * config.keypoint.num_keypoints
         self.keypoint_head = MLP(width, width, outputs) if config.keypoint.weight else None
 
@@ -135,7 +138,7 @@ class PokeVLA(nnx.Module):
             last, layers = self.language(
                 sequence,
                 attention.positions(valid),
-                attention.causal_mask(valid),
+                valid.astype(jnp.int32),
                 remat=config.remat,
                 all_layers=config.action_head.context == "layerwise",
             )

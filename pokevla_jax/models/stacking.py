@@ -9,6 +9,7 @@ Outside this file parameters are a plain nested dict of float32 arrays, such as
 import functools
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from typing import Literal
 
@@ -16,12 +17,30 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pokevla_jax import sharding
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import lora as lora_lib
 from pokevla_jax.models.layers import Buffer
+from pokevla_jax.models.layers import Init
+from pokevla_jax.models.lora import Lora
+from pokevla_jax.sharding import flatten
+from pokevla_jax.sharding import unflatten
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Params
 
 Remat = Literal["none", "dots", "layers", "full"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which network of a configuration: the policy ("vla") or its vision-language model, with or without adapters."""
+
+    stage: Literal["vla", "vlm"] = "vla"
+    lora: Lora | None = None
+
+
+POLICY = Variant()
+
 
 # Stacks up to this deep are unrolled: XLA's CPU backend runs a loop body without fusing across iterations and copies
 # the stacked parameters' slices; for a few layers the larger program is the better price.
@@ -31,11 +50,17 @@ UNROLL_UP_TO = 4
 DRAW_TOGETHER_UP_TO = 2**22
 
 
+# What is kept for the backward pass, by the names that ``Linear`` ("linear") and ``attend`` ("attention", with the sums
+# that a fused kernel's backward pass needs) give their outputs. Of those only what a gradient reads is stored. "layers"
+# keeps attention, the dearest to compute again for its size; plain XLA attention repeats its softmax nevertheless.
+SAVED: dict[Remat, tuple[str, ...]] = {"dots": ("linear", "attention"), "layers": ("attention",), "full": ()}
+
+
 def checkpoint(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """``function`` whose backward pass recomputes what ``remat`` says."""
     if remat == "none":
         return function
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policy = jax.checkpoint_policies.save_only_these_names(*SAVED[remat])
     # Inside a scan, XLA cannot undo the recomputation by common-subexpression elimination; no barrier is needed.
     return jax.checkpoint(function, policy=policy, prevent_cse=False)
 
@@ -85,18 +110,24 @@ def layer(stacked: nnx.Module, index: int) -> Any:
     return nnx.merge(graphdef, jax.tree.map(lambda x: x[index], nnx.to_pure_dict(params)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initialize(config: ModelConfig, key: Array) -> Params:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def initialize(config: ModelConfig, key: Array, variant: Variant = POLICY) -> Params:
     """Fresh float32 parameters of the network that ``config`` describes; traceable, so shardings may be asked of it.
 
-    The parts (vision, language, ...) draw from keys of their own: switching one off leaves the others' start unchanged.
+    The parts (vision, language, ...) and the adapters draw from keys of their own: switching one off leaves the others'
+    start unchanged.
     """
-    inits = _per_variable(config, lambda variable: variable.get_metadata()["init"])
-    tree = {}
-    for part, abstract in abstract_params(config).items():
+    inits = _per_variable(config, lambda variable: variable.get_metadata()["init"], variant)
+    leaves: dict[str, Array] = {}
+    for part, abstract in abstract_params(config, variant).items():
         part_key = jax.random.fold_in(key, zlib.crc32(part.encode()))
-        tree[part] = _draw(part_key, abstract, inits[part])
-    return tree
+        named, stds = flatten({part: abstract}), flatten({part: inits[part]}, is_leaf=lambda x: isinstance(x, Init))
+        for adapters in (False, True):
+            names = [name for name in named if bool(lora_lib.ADAPTER.search(name)) == adapters]
+            own_key = jax.random.fold_in(part_key, zlib.crc32(b"lora")) if adapters else part_key
+            drawn = _draw(own_key, [named[name] for name in names], [stds[name] for name in names])
+            leaves |= dict(zip(names, drawn, strict=True))
+    return unflatten(leaves)
 
 
 def shapes(module: nnx.Module) -> Params:
@@ -109,10 +140,9 @@ def fill(module: nnx.Module, params: Params) -> Any:
     return nnx.merge(nnx.graphdef(module), params)
 
 
-def _draw(key: Array, abstract: Any, inits: Any) -> Any:
-    """Values for one part."""
-    structure: Any = jax.tree.structure(abstract)
-    pairs = list(zip(jax.tree.leaves(abstract), structure.flatten_up_to(inits), strict=True))
+def _draw(key: Array, abstract: list[Any], inits: list[Init]) -> list[Array]:
+    """Values for some parameters of one part."""
+    pairs = list(zip(abstract, inits, strict=True))
     leaves: list[Array] = []
     small = [x.size for x, init in pairs if init.std and x.size <= DRAW_TOGETHER_UP_TO]
     pool, used = jax.random.normal(key, (sum(small),), jnp.float32), 0
@@ -122,53 +152,63 @@ def _draw(key: Array, abstract: Any, inits: Any) -> Any:
         elif x.size > DRAW_TOGETHER_UP_TO:
             values = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
         else:
-            values = pool[used : used + x.size].reshape(x.shape)
+            # Whole first: what is cut from a vector and then folded has no cut in common with it.
+            values = sharding.constrain(pool[used : used + x.size].reshape(x.shape), *(None,) * len(x.shape))
             used += x.size
         leaves.append(init.mean + init.std * values)
-    return jax.tree.unflatten(structure, leaves)
+    return leaves
 
 
-def abstract_params(config: ModelConfig) -> Params:
+def abstract_params(config: ModelConfig, variant: Variant = POLICY) -> Params:
     """Shapes and dtypes of the parameters, without memory or a mesh."""
-    return nnx.to_pure_dict(_abstract(config)[1])
+    return nnx.to_pure_dict(_abstract(config, variant)[1])
 
 
-def logical_axes(config: ModelConfig) -> Params:
+def logical_axes(config: ModelConfig, variant: Variant = POLICY) -> Params:
     """The parameters' tree with a tuple of logical axis names, one per dimension, at each leaf."""
 
     def names(variable: nnx.Variable) -> tuple[str | None, ...]:
         axes, ndim = variable.get_metadata()["axes"], len(variable.get_value().shape)
         return ("layers",) * (ndim - len(axes)) + axes
 
-    return _per_variable(config, names)
+    return _per_variable(config, names, variant)
 
 
-def trainable(config: ModelConfig) -> Params:
-    """The parameters' tree with False at each leaf that is never trained (buffers, SAM's encoder, the VGGT teacher)."""
-    tree = _per_variable(config, lambda variable: not isinstance(variable, Buffer))
+def trainable(config: ModelConfig, variant: Variant = POLICY) -> Params:
+    """The parameters' tree with False at each leaf that is never trained.
+
+    That is: buffers, SAM's encoder, the VGGT teacher, and what has an adapter beside it.
+    """
+    tree = _per_variable(config, lambda variable: not isinstance(variable, Buffer), variant)
     if "vggt" in tree:
         tree["vggt"] = jax.tree.map(lambda _: False, tree["vggt"])
-    if config.segmentation.weight and config.segmentation.image_encoder == "sam":
+    if "segmentation" in tree and config.segmentation.image_encoder == "sam":
         encoder = tree["segmentation"]["image_encoder"]
         tree["segmentation"]["image_encoder"] = jax.tree.map(lambda _: False, encoder)
-    return tree
+    leaves = flatten(tree)
+    return unflatten(leaves | dict.fromkeys(lora_lib.adapted(set(leaves)), False))
 
 
-def bind(config: ModelConfig, params: Params) -> Any:
-    """The ``PokeVLA`` module of ``config`` over ``params``; cheap, and usable inside ``jax.jit``."""
-    return nnx.merge(_abstract(config)[0], params)
+def bind(config: ModelConfig, params: Params, variant: Variant = POLICY) -> Any:
+    """The ``PokeVLA`` (or ``PokeVLM``) module of ``config`` over ``params``; cheap, and usable inside ``jax.jit``."""
+    return nnx.merge(_abstract(config, variant)[0], params)
 
 
 def _map_variables(function: Callable[[nnx.Variable], Any], state: Any) -> Any:
     return jax.tree.map(function, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _per_variable(config: ModelConfig, function: Callable[[nnx.Variable], Any]) -> Params:
-    return nnx.to_pure_dict(_map_variables(function, _abstract(config)[1]))
+def _per_variable(config: ModelConfig, function: Callable[[nnx.Variable], Any], variant: Variant) -> Params:
+    return nnx.to_pure_dict(_map_variables(function, _abstract(config, variant)[1]))
 
 
-@functools.lru_cache(maxsize=16)
-def _abstract(config: ModelConfig) -> tuple[Any, Any]:
-    from pokevla_jax.models.pokevla import PokeVLA  # The model's parts import this file.
+@functools.lru_cache(maxsize=32)
+def _abstract(config: ModelConfig, variant: Variant) -> tuple[Any, Any]:
+    # The model's parts import this file.
+    from pokevla_jax.models.pokevla import PokeVLA
+    from pokevla_jax.models.pokevlm import PokeVLM
 
-    return nnx.split(PokeVLA(config))
+    module = PokeVLA(config) if variant.stage == "vla" else PokeVLM(config)
+    if variant.lora is not None:
+        lora_lib.adapt(module, variant.lora)
+    return nnx.split(module)

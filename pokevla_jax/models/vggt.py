@@ -15,7 +15,9 @@ from pokevla_jax.config import GeometryConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VggtConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
+from pokevla_jax.models.attention import attend
 from pokevla_jax.models.attention import attend_in_chunks
 from pokevla_jax.models.convolution import space_to_depth
 from pokevla_jax.models.layers import MLP
@@ -51,7 +53,7 @@ POSITION_SCALE = 0.1
 class PatchEmbed(nnx.Module):
     """DINOv2 with registers, to its normed patch tokens; positions cover the class token, registers have none."""
 
-    def __init__(self, config: VggtConfig):
+    def __init__(self, config: VggtConfig, implementation: Implementation):
         self.patch_size, self.num_prefix = config.patch_size, 1 + config.num_registers
         width = config.width
         self.patch_embed = Linear(config.patch_size**2 * 3, width, axes=(None, "embed"))
@@ -65,7 +67,7 @@ class PatchEmbed(nnx.Module):
             mlp_dim=config.mlp_dim,
             layer_scale=True,
         )
-        self.blocks = stacking.stack(lambda: VitBlock(tower), config.embed_depth)
+        self.blocks = stacking.stack(lambda: VitBlock(tower, implementation), config.embed_depth)
         self.norm = LayerNorm(width)
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b p d"]:
@@ -82,8 +84,9 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention with normed queries and keys and rotary positions along rows, then columns."""
 
-    def __init__(self, config: VggtConfig):
+    def __init__(self, config: VggtConfig, implementation: Implementation):
         heads = (config.num_heads, config.width // config.num_heads)
+        self.implementation = implementation
         self.qkv = Linear(config.width, (3, *heads), axes=("embed", None, "heads", "head_dim"))
         self.q_norm = LayerNorm(heads[1], eps=EPS)
         self.k_norm = LayerNorm(heads[1], eps=EPS)
@@ -92,16 +95,18 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b s d"], rotary: tuple[RotaryTable, RotaryTable]) -> Float[Array, "b s d"]:
         q, k, v = jnp.unstack(self.qkv(x), axis=2)
         q, k = (rotate_2d(norm(y), rotary) for norm, y in ((self.q_norm, q), (self.k_norm, k)))
-        return self.proj(attend_in_chunks(q, Source(k, v), size=QUERY_CHUNK))
+        if self.implementation == "xla":
+            return self.proj(attend_in_chunks(q, Source(k, v), size=QUERY_CHUNK))
+        return self.proj(attend(q, Source(k, v), implementation=self.implementation))
 
 
 class Block(nnx.Module):
     """A pre-norm block with LayerScale, over one view or over all."""
 
-    def __init__(self, config: VggtConfig):
+    def __init__(self, config: VggtConfig, implementation: Implementation):
         init = Init(mean=LAYER_SCALE_INIT)
         self.norm1 = LayerNorm(config.width, eps=EPS)
-        self.attention = Attention(config)
+        self.attention = Attention(config, implementation)
         self.ls1 = parameter(init, (config.width,), (None,))
         self.norm2 = LayerNorm(config.width, eps=EPS)
         self.mlp = MLP(config.width, config.mlp_dim, config.width)
@@ -117,9 +122,9 @@ class Block(nnx.Module):
 class Pair(nnx.Module):
     """A block within each view, then one across all views."""
 
-    def __init__(self, config: VggtConfig):
-        self.frame_block = Block(config)
-        self.global_block = Block(config)
+    def __init__(self, config: VggtConfig, implementation: Implementation):
+        self.frame_block = Block(config, implementation)
+        self.global_block = Block(config, implementation)
 
     def __call__(
         self, x: Float[Array, "b v s d"], rotary: tuple[RotaryTable, RotaryTable]
@@ -137,13 +142,13 @@ class Pair(nnx.Module):
 class Aggregator(nnx.Module):
     """Views to the joined tokens of pair ``layer``: ``[camera | registers | patches]`` of every view, 2 x width."""
 
-    def __init__(self, config: VggtConfig, *, layer: int = -1):
+    def __init__(self, config: VggtConfig, *, layer: int = -1, implementation: Implementation = "xla"):
         self.config = config
         # Row 0 is given to the first view, whose camera is the origin, row 1 to each of the others.
         self.camera_token = parameter(TOKEN, (2, 1, config.width), (None, None, "embed"))
         self.register_token = parameter(TOKEN, (2, config.num_registers, config.width), (None, None, "embed"))
-        self.patch_embed = PatchEmbed(config)
-        self.pairs = stacking.stack(lambda: Pair(config), layer % config.depth + 1)
+        self.patch_embed = PatchEmbed(config, implementation)
+        self.pairs = stacking.stack(lambda: Pair(config, implementation), layer % config.depth + 1)
 
     @property
     def num_prefix(self) -> int:

@@ -13,6 +13,7 @@ from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VisionConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import space_to_depth
@@ -37,23 +38,24 @@ LAYER_SCALE_INIT = 0.1
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with a fused projection to queries, keys and values, in that order."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, implementation: Implementation):
         heads = (num_heads, width // num_heads)
+        self.implementation = implementation
         self.qkv = Linear(width, (3, *heads), axes=("embed", None, "heads", "head_dim"))
         self.proj = Linear(heads, width, axes=("heads", "head_dim", "embed"))
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         q, k, v = jnp.unstack(self.qkv(x), axis=2)
-        return self.proj(attend(q, Source(k, v)))
+        return self.proj(attend(q, Source(k, v), implementation=self.implementation))
 
 
 class Block(nnx.Module):
     """A pre-norm transformer block, with DINOv2's LayerScale where the tower has it."""
 
-    def __init__(self, config: TowerConfig):
+    def __init__(self, config: TowerConfig, implementation: Implementation = "xla"):
         init = Init(mean=LAYER_SCALE_INIT)
         self.norm1 = LayerNorm(config.width)
-        self.attention = SelfAttention(config.width, config.num_heads)
+        self.attention = SelfAttention(config.width, config.num_heads, implementation)
         self.ls1 = parameter(init, (config.width,), (None,)) if config.layer_scale else None
         self.norm2 = LayerNorm(config.width)
         self.mlp = MLP(config.width, config.mlp_dim, config.width)
@@ -71,7 +73,7 @@ class Block(nnx.Module):
 class Tower(nnx.Module):
     """A vision transformer read at its feature block: raw patch features, no final norm, no prefix tokens."""
 
-    def __init__(self, config: TowerConfig, vision: VisionConfig):
+    def __init__(self, config: TowerConfig, vision: VisionConfig, implementation: Implementation = "xla"):
         self.config, self.patch_size = config, vision.patch_size
         width = config.width
         self.num_prefix = int(config.class_token) + config.num_registers
@@ -82,7 +84,7 @@ class Tower(nnx.Module):
         registers = (config.num_registers, width)
         self.reg_token = parameter(TOKEN, registers, (None, "embed")) if config.num_registers else None
         num_layers = config.feature_block % config.depth + 1
-        self.blocks = stacking.stack(lambda: Block(config), num_layers)
+        self.blocks = stacking.stack(lambda: Block(config, implementation), num_layers)
 
     def __call__(
         self, images: UInt8[Array, "b h w 3"], *, dtype: jnp.dtype, remat: stacking.Remat
@@ -118,8 +120,8 @@ class VisionEncoder(nnx.Module):
     def __init__(self, config: ModelConfig):
         vision = config.vision
         self.dtype, self.remat = jnp.dtype(config.dtype), config.remat
-        self.dinov2 = Tower(vision.dinov2, vision)
-        self.siglip = Tower(vision.siglip, vision)
+        self.dinov2 = Tower(vision.dinov2, vision, config.attention)
+        self.siglip = Tower(vision.siglip, vision, config.attention)
         inputs = vision.dinov2.width + vision.siglip.width
         self.projector = Projector(inputs, vision.projector_dim, config.language.width)
 

@@ -16,7 +16,7 @@ from pokevla_jax.config import Config
 from pokevla_jax.data.schema import ArraySpec
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.plan.topologies import Topology
-from pokevla_jax.training import stage2
+from pokevla_jax.training import stages
 from pokevla_jax.training import step
 from pokevla_jax.training.objective import Objective
 from pokevla_jax.training.optimizer import make_optimizer
@@ -65,7 +65,7 @@ class CompiledStep:
 
 def what_runs(config: Config) -> tuple[Objective, Mapping[str, ArraySpec]]:
     """The objective that ``pokevla-train`` would train for ``config``, and the shapes of its global batch."""
-    return stage2.make_objective(config.model), batch_spec(config, config.batch_size)
+    return stages.make_objective(config), batch_spec(config, config.batch_size)
 
 
 def compile_step(

@@ -9,8 +9,8 @@ from pokevla_jax import checkpoints
 from pokevla_jax.checkpoints import CheckpointError
 from pokevla_jax.config import Config
 from pokevla_jax.sharding import flatten
+from pokevla_jax.sharding import unflatten
 from pokevla_jax.training.objective import Objective
-from pokevla_jax.training.optimizer import unflatten
 from pokevla_jax.typing import Params
 
 

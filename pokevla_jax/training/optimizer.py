@@ -1,7 +1,6 @@
 """AdamW with warm-up and cosine decay, built over the trained part of the parameters alone."""
 
 import re
-from collections.abc import Mapping
 from collections.abc import Sequence
 from collections.abc import Set
 from typing import Any
@@ -12,13 +11,15 @@ import optax
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import OptimizerConfig
+from pokevla_jax.models.lora import ADAPTER
 from pokevla_jax.sharding import flatten
 from pokevla_jax.sharding import path_name
+from pokevla_jax.sharding import unflatten
 from pokevla_jax.typing import Params
 
 # Matrices are decayed; biases, norm scales, gates, embeddings and learned tokens are not. Told by name and not by rank,
 # because layers are stacked and a stacked bias has the rank of a matrix.
-DECAYED = re.compile(r"(^|/)kernel$")
+DECAYED = re.compile(r"(^|/)(kernel|lora_[ab])$")
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -46,6 +47,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             learning_rate_schedule(config, num_steps),
             b1=config.b1,
             b2=config.b2,
+            mu_dtype=config.moment_dtype,
             weight_decay=config.weight_decay,
             mask=decay_mask,
         ),
@@ -60,6 +62,8 @@ def decay_mask(params: Params) -> Any:
 def frozen_names(trainable: Any, patterns: Sequence[str]) -> frozenset[str]:
     """Paths of the parameters that stay as they are: not trainable, or wholly matched by a regular expression.
 
+    Adapters are always trained: what they adapt is frozen in their place.
+
     Raises:
         ConfigError: for a pattern that matches nothing, which is always a typing error.
     """
@@ -69,6 +73,7 @@ def frozen_names(trainable: Any, patterns: Sequence[str]) -> frozenset[str]:
             tops = ", ".join(sorted({name.split("/")[0] for name in names}))
             raise ConfigError(f"config.optimizer.freeze {pattern!r} matches no parameter; paths begin with: {tops}")
     matched = {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
+    matched -= {name for name in matched if ADAPTER.search(name)}
     return frozenset(matched | {name for name, trained in names.items() if not trained})
 
 
@@ -82,15 +87,3 @@ def split(params: Params, frozen: Set[str]) -> tuple[Params, Params]:
 def merge(trained: Params, frozen: Params) -> Params:
     """One nested dict with the leaves of both."""
     return unflatten({**flatten(trained), **flatten(frozen)})
-
-
-def unflatten(leaves: Mapping[str, Any]) -> Params:
-    """The nested dict whose ``sharding.flatten`` is ``leaves``."""
-    tree: Params = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from pokevla_jax import sharding
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
-from pokevla_jax.config import ModelConfig
 from pokevla_jax.data import normalize
 from pokevla_jax.data import pipeline
 from pokevla_jax.data import records
 from pokevla_jax.data import tokenize
 from pokevla_jax.data.schema import batch_spec
+from pokevla_jax.models import lora
 from pokevla_jax.models import stacking
 from pokevla_jax.training.losses import compute_losses
 from pokevla_jax.training.losses import count_valid
@@ -27,15 +27,17 @@ from pokevla_jax.typing import Float
 from pokevla_jax.typing import Params
 
 
-def make_objective(model: ModelConfig) -> Objective:
-    """The training problem of the network that ``model`` describes."""
+def make_objective(config: Config) -> Objective:
+    """The training problem of the network that ``config.model`` describes."""
+    model = config.model
+    variant = stacking.Variant("vla", lora.from_config(config.optimizer))
 
     def loss(params: Params, batch: Batch, key: Array, counts: Scalars) -> tuple[Float[Array, ""], Scalars]:
-        outputs = stacking.bind(model, params)(batch, train=True, key=key)
+        outputs = stacking.bind(model, params, variant)(batch, train=True, key=key)
         return compute_losses(outputs, batch, model, counts)
 
     def measure(params: Params, batch: Batch) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
-        outputs = stacking.bind(model, params)(batch, train=True)
+        outputs = stacking.bind(model, params, variant)(batch, train=True)
         counts = count_valid(batch, model)
         _, parts = compute_losses(outputs, batch, model, counts)
         # The action error is L1 on normalised actions: the mean over dimensions that differ in unit.
@@ -47,10 +49,10 @@ def make_objective(model: ModelConfig) -> Objective:
         return measures
 
     return Objective(
-        initialize=lambda key: stacking.initialize(model, key),
-        abstract_params=stacking.abstract_params(model),
-        logical_axes=stacking.logical_axes(model),
-        trainable=stacking.trainable(model),
+        initialize=lambda key: stacking.initialize(model, key, variant),
+        abstract_params=stacking.abstract_params(model, variant),
+        logical_axes=stacking.logical_axes(model, variant),
+        trainable=stacking.trainable(model, variant),
         count=lambda batch: count_valid(batch, model),
         loss=loss,
         measure=measure,

@@ -1,5 +1,6 @@
 """The train state: a plain pytree of what one step reads and writes."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ from pokevla_jax.training.optimizer import split
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Int
 from pokevla_jax.typing import Params
+
+# The frozen parameters that are kept in ``frozen_dtype``: what matrix products and lookups read.
+MATRICES = re.compile(r"(^|/)(kernel|embed_tokens)$")
 
 
 @jax.tree_util.register_dataclass
@@ -51,7 +55,7 @@ class StateFactory:
     ):
         self._objective = objective
         self._config = config
-        self._optimizer = optimizer
+        self._optimizer, self._mesh = optimizer, mesh
         self._frozen = frozen_names(objective.trainable, config.freeze)
         self.param_shardings = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
         shapes = jax.eval_shape(self._create, objective.abstract_params)
@@ -64,7 +68,8 @@ class StateFactory:
     def initialize(self, seed: int) -> TrainState:
         """The state before the first step, a pure function of ``seed`` whatever the mesh."""
         create = jax.jit(lambda key: self._create(self._objective.initialize(key)), out_shardings=self.shardings)
-        return create(jax.random.key(seed))
+        with jax.set_mesh(self._mesh):
+            return create(jax.random.key(seed))
 
     def from_params(self, params: Params) -> TrainState:
         """The state before the first step, with given parameters (float32 as they are trained)."""
@@ -73,7 +78,7 @@ class StateFactory:
 
     def _create(self, params: Params) -> TrainState:
         trained, frozen = split(params, self._frozen)
-        frozen = jax.tree.map(lambda x: x.astype(self._config.frozen_dtype), frozen)
+        frozen = jax.tree_util.tree_map_with_path(self._as_kept, frozen)
         # A copy, because the step donates both trees and a buffer can be given away once.
         ema = jax.tree.map(jnp.copy, trained) if self._config.ema_decay else None
         opt_state = self._optimizer.init(trained)
@@ -85,6 +90,10 @@ class StateFactory:
             ema=ema,
             monitor=Monitor.initial(),
         )
+
+    def _as_kept(self, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        # Norms, biases and buffers weigh nothing, and rounding them would cost accuracy for it.
+        return x.astype(self._config.frozen_dtype) if MATRICES.search(sharding.path_name(path)) else x
 
 
 def num_bytes(tree: Any) -> int:

@@ -41,11 +41,11 @@ def make_train_step(
 
     Compiled ahead of time: a batch of another shape raises instead of compiling again.
     """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        return _train_step(state, batch, objective=objective, config=config, optimizer=optimizer, mesh=mesh)
+        return _train_step(state, batch, objective, config, optimizer, mesh, shardings.trained)
 
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     jitted = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     with jax.set_mesh(mesh):
         return jitted.lower(abstract_state, abstract_batch).compile()
@@ -67,11 +67,11 @@ def make_eval_step(
 def _train_step(
     state: TrainState,
     batch: Batch,
-    *,
     objective: Objective,
     config: Config,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    placed: Any,
 ) -> tuple[TrainState, Scalars]:
     """Gradient of the global batch, update, moving average. All randomness comes from (seed, step)."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -80,11 +80,15 @@ def _train_step(
     def loss(trained, micro_batch, key):
         return objective.loss(merge(trained, state.frozen), micro_batch, key, counts)
 
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    def value_and_grad(trained, micro_batch, key):
+        result, grads = jax.value_and_grad(loss, has_aux=True)(trained, micro_batch, key)
+        # Placed like the parameters from the start: summed over devices, a gradient need not be whole anywhere.
+        return result, jax.lax.with_sharding_constraint(grads, placed)
+
     if config.optimizer.accumulation_steps == 1:
         (total, parts), grads = value_and_grad(state.trained, batch, key)
     else:
-        (total, parts), grads = _accumulate(value_and_grad, state.trained, batch, key, config, mesh)
+        (total, parts), grads = _accumulate(value_and_grad, state.trained, batch, key, config, mesh, placed)
 
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
@@ -111,18 +115,18 @@ def _train_step(
     return new, scalars
 
 
-def _accumulate(value_and_grad, trained, batch, key, config: Config, mesh: Mesh):
+def _accumulate(value_and_grad, trained, batch, key, config: Config, mesh: Mesh, placed: Any):
     """Totals, parts and gradients summed over micro-batches, one at a time in memory.
 
     Every loss term is already divided by the global batch's count, so sums over micro-batches are the global means.
     """
     steps = config.optimizer.accumulation_steps
-    placed = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
+    rows = jax.sharding.PartitionSpec(None, sharding.BATCH_AXES)
 
     def cut(x):
         # Strided rows: each device's rows are dealt out evenly, so no row leaves its device.
         x = x.reshape(x.shape[0] // steps, steps, *x.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, placed))
+        return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, rows))
 
     def one(carry, inputs):
         micro_batch, index = inputs
@@ -131,5 +135,7 @@ def _accumulate(value_and_grad, trained, batch, key, config: Config, mesh: Mesh)
 
     micro_batches = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, trained, first, key))
+    shapes = jax.eval_shape(value_and_grad, trained, first, key)
+    scalars, grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    zeros = (scalars, jax.lax.with_sharding_constraint(grads, placed))
     return jax.lax.scan(one, zeros, (micro_batches, jnp.arange(steps)))[0]

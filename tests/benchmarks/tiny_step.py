@@ -36,8 +36,8 @@ def parts(config, params, batch):
         return stacking.bind(config, params)
 
     def language(params, x):
-        mask = attention.causal_mask(valid)
-        return model(params).language(x, attention.positions(valid), mask, remat=config.remat)[0]
+        positions, segments = attention.positions(valid), valid.astype(jnp.int32)
+        return model(params).language(x, positions, segments, remat=config.remat)[0]
 
     return {
         "vision": (lambda p, x: model(p).vision(x), (batch["images"],)),

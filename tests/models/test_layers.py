@@ -33,11 +33,13 @@ def numpy_attention(q, k, v, mask=None, gain=1.0, bias=0.0):
     return out
 
 
-def test_attend_is_grouped_query_attention_under_a_mask(rng):
-    q, k, v = rng.normal(size=(2, 5, 4, 6)), rng.normal(size=(2, 7, 2, 6)), rng.normal(size=(2, 7, 2, 6))
-    mask = rng.random((2, 5, 7)) < 0.6
-    mask[:, :, 0] = True
-    out = attention.attend(jnp.float32(q), Source(jnp.float32(k), jnp.float32(v)), mask=jnp.asarray(mask))
+@pytest.mark.parametrize("causal", [False, True])
+def test_attend_is_grouped_query_attention_within_segments(rng, causal):
+    q, k, v = rng.normal(size=(2, 7, 4, 6)), rng.normal(size=(2, 7, 2, 6)), rng.normal(size=(2, 7, 2, 6))
+    segments = np.array([[1, 1, 2, 2, 2, 0, 0], [1, 1, 0, 1, 1, 1, 1]])
+    mask = (segments[:, :, None] == segments[:, None, :]) & (np.tril(np.ones((7, 7), bool)) if causal else True)
+    source = Source(jnp.float32(k), jnp.float32(v))
+    out = attention.attend(jnp.float32(q), source, segments=jnp.asarray(segments), causal=causal)
     np.testing.assert_allclose(out, numpy_attention(q, k, v, mask), atol=1e-5)
 
 
@@ -60,8 +62,9 @@ def test_gain_and_bias_act_on_the_logits(rng):
 def test_masks_and_positions_skip_padding_in_the_middle():
     valid = jnp.array([[True, True, False, True]])
     np.testing.assert_array_equal(attention.positions(valid)[0], [0, 1, 1, 2])
-    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
-    np.testing.assert_array_equal(attention.causal_mask(valid)[0], np.array(expected, bool))
+    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 0, 1]]
+    segments = valid.astype(jnp.int32)
+    np.testing.assert_array_equal(attention.visible(segments, causal=True)[0], np.array(expected, bool))
 
 
 def test_rotation_turns_pairs_by_their_angle(rng):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from pokevla_jax.models import layers
 from pokevla_jax.models import stacking
+from pokevla_jax.models.vision import SelfAttention
 
 
 class Step(nnx.Module):
@@ -47,7 +48,7 @@ def test_scan_hands_each_layer_its_slice(stack):
     assert float(out) == float("".join(str(i) for i in range(count)))
 
 
-@pytest.mark.parametrize("remat", ["dots", "layers"])
+@pytest.mark.parametrize("remat", ["dots", "layers", "full"])
 def test_remat_changes_memory_not_gradients(remat, random_params):
     stacked = stacking.stack(Step, 6)
     stacked = stacking.fill(stacked, random_params(stacked))
@@ -60,6 +61,34 @@ def test_remat_changes_memory_not_gradients(remat, random_params):
     plain, recomputed = (gradient(nnx.to_pure_dict(state), r) for r in ("none", remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, recomputed)
     assert "remat" in str(jax.make_jaxpr(lambda p: loss(p, remat))(nnx.to_pure_dict(state)))
+
+
+class AttentionLayer(nnx.Module):
+    """Linear maps and attention as in the towers and the decoder."""
+
+    def __init__(self):
+        self.attention = SelfAttention(8, 2, "xla")
+        self.mlp = layers.MLP(8, 16, 8)
+
+    def __call__(self, x):
+        x = x + self.attention(jnp.sin(x))
+        return x + self.mlp(jnp.sin(x))
+
+
+def test_each_level_of_remat_recomputes_more_matrix_products(random_params):
+    stacked = stacking.stack(AttentionLayer, 6)
+    stacked = stacking.fill(stacked, random_params(stacked))
+    graphdef, state = nnx.split(stacked)
+
+    def products(remat):
+        def loss(params):
+            return stacking.scan(nnx.merge(graphdef, params), jnp.ones((2, 4, 8)), remat=remat)[0].sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(nnx.to_pure_dict(state))).count("dot_general")
+
+    counts = [products(remat) for remat in ("none", "dots", "layers", "full")]
+    # Beyond the 6 forward and 16 backward ones (4 are of biases): the logits again; also qkv, proj, fc1; also the sum.
+    assert counts == [22, 23, 26, 27]
 
 
 def test_initialize_gives_what_abstract_params_promises(micro):

@@ -38,7 +38,7 @@ class Pair:
 
         def run(tokens, valid):
             embedded = decoder.embed(tokens, jnp.float32)
-            masks = attention.positions(valid), attention.causal_mask(valid)
+            masks = attention.positions(valid), valid.astype(jnp.int32)
             last, states = decoder(embedded, *masks, all_layers=True)
             return states, decoder.logits(last)
 

@@ -97,7 +97,7 @@ def test_figures_of_a_log_line_agree_with_each_other(tmp_path, monkeypatch):
 
 def test_flops_of_a_run_follow_what_it_freezes():
     model = presets.tiny()
-    objective = stage2.make_objective(model)
+    objective = stage2.make_objective(Config(model=model))
     config = toy.config(optimizer__freeze=["vision/.*", "language/.*"])
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
 

@@ -82,7 +82,7 @@ def test_only_training_with_projected_latents_draws_noise(latents):
     tiny = presets.tiny()
     head = dataclasses.replace(tiny.action_head, latents=latents)
     model = dataclasses.replace(tiny, action_head=head, segmentation=SegmentationConfig(weight=0.0))
-    objective, batch = stage2.make_objective(model), fake_batch(Config(model=model), 2)
+    objective, batch = stage2.make_objective(Config(model=model)), fake_batch(Config(model=model), 2)
     counts = objective.count(batch)
     trained = jax.make_jaxpr(objective.loss)(objective.abstract_params, batch, jax.random.key(0), counts)
     assert ("random_bits" in str(trained)) == (latents == "projected")
@@ -139,7 +139,7 @@ def test_the_network_computes_the_same_on_a_2x2x2_mesh():
     config = load_config(CONFIG, [f"{key}={value}" for key, value in (MICRO | RUN).items()])
     results = []
     for mesh, devices in ((MeshConfig(), 1), (MeshConfig(data=2, fsdp=2, tensor=2), 8)):
-        objective, tx = stage2.make_objective(config.model), make_optimizer(config.optimizer, config.num_steps)
+        objective, tx = stage2.make_objective(config), make_optimizer(config.optimizer, config.num_steps)
         mesh = sharding.make_mesh(mesh, jax.devices()[:devices])
         factory = state_lib.StateFactory(objective, config.optimizer, tx, mesh)
         spec = step_lib.abstract_batch(batch_spec(config, config.batch_size), mesh)

@@ -1,0 +1,18 @@
+"""Component ablation: geometry alignment alone, a backbone without stage 1.
+
+Hardware and time: as ``configs/libero_plus_finetune.py``, whose data and steps these are.
+Expected: not measured here. The paper's (LIBERO-Plus, 560 runs a suite): about +3, to about 81 %.
+Command:
+
+    pokevla-train --config=configs/ablation_geometry.py --config.data.path=DATA --workdir=RUN --init-from=BACKBONE
+"""
+
+from configs import common
+from pokevla_jax.models import presets
+
+
+def get_config():
+    config = common.posttraining(presets.pokevla())
+    config.model.segmentation.weight = 0.0
+    config.model.action_head.inject_seg = False
+    return config

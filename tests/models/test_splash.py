@@ -1,0 +1,84 @@
+"""The splash kernel, interpreted on the CPU, against XLA's attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pokevla_jax import sharding
+from pokevla_jax.config import MeshConfig
+from pokevla_jax.models import attention
+from pokevla_jax.models import splash
+from pokevla_jax.models.attention import Source
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(splash, "INTERPRET", True)
+
+
+def problem(length, heads, groups, width, rows=1):
+    rng = np.random.default_rng(0)
+    shapes = [(rows, length, heads, width), (rows, length, groups, width), (rows, length, groups, width)]
+    return [jnp.float32(rng.normal(size=shape)) for shape in shapes]
+
+
+def compare(arrays, segments, causal, implementation):
+    """Outputs and gradients of a weighted sum; the positions of padding, which mean nothing, have no weight."""
+    weights = jnp.float32(np.random.default_rng(1).normal(size=arrays[0].shape))
+    if segments is not None:
+        weights *= (segments > 0)[..., None, None]
+
+    def loss(q, k, v):
+        out = attention.attend(q, Source(k, v), segments=segments, causal=causal, implementation=implementation)
+        return jnp.sum(out * weights), out * (weights != 0)
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
+    return out, gradients
+
+
+def assert_close(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "groups", "width", "causal"),
+    [
+        # the language model: grouped heads of 64, causal, padding in the middle, a length that fills no whole block
+        (150, 4, 2, 64, True),
+        # a tower: heads of 72, everything sees everything, a length that leaves a part of a block
+        pytest.param(133, 2, 2, 72, False, marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_attention(interpreted, length, heads, groups, width, causal):
+    arrays = problem(length, heads, groups, width)
+    segments = None
+    if causal:
+        segments = np.ones((1, length), np.int32)
+        segments[0, 60:75] = attention.PADDING
+        segments[0, 120:] = 2
+    segments = segments if segments is None else jnp.asarray(segments)
+    actual = compare(arrays, segments, causal, "splash")
+    assert_close(actual, compare(arrays, segments, causal, "xla"))
+
+
+@pytest.mark.slow
+def test_on_a_mesh_each_device_takes_its_rows_and_heads(interpreted):
+    arrays = problem(128, 4, 2, 64, rows=4)
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        actual = compare(arrays, None, True, "splash")
+    assert_close(jax.device_get(actual), compare(arrays, None, True, "xla"))
+
+
+def test_only_xla_joins_several_sources():
+    q, k, v = problem(4, 2, 2, 8)
+    with pytest.raises(ValueError, match="takes one source without gain and bias"):
+        attention.attend(q, Source(k, v), Source(k, v), implementation="splash")
+
+
+def test_off_a_tpu_it_refuses_instead_of_computing_something_else():
+    q, k, v = problem(128, 2, 2, 64)
+    with pytest.raises(ValueError, match="interpret mode"):
+        jax.jit(lambda *x: attention.attend(x[0], Source(*x[1:]), implementation="splash"))(q, k, v)
