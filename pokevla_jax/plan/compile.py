@@ -171,7 +171,7 @@ def _memory(analysis: Any, state: TrainState, batch: Any, topology: Topology) ->
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
     """JAX's persistent compilation cache is off inside."""
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
