@@ -19,9 +19,9 @@ from pokevla_jax.config import ConfigError
 from pokevla_jax.plan import topologies
 
 EXAMPLES = (
-    "pokevla-plan --config=configs/pokevla.py --topology=v5e:4x4",
-    "pokevla-plan --config=configs/pokevla.py --topology=v5e:16x16 --top 20 --config.batch_size=2048",
-    "pokevla-plan --config=configs/pokevla.py --topology=v5p:4x4x8 --search --json",
+    "pokevla-plan --config=configs/posttrain_pokevla.py --topology=v5e:4x4",
+    "pokevla-plan --config=configs/posttrain_pokevla_pod.py --topology=v5e:16x16 --top 20",
+    "pokevla-plan --config=configs/pretrain_pokevlm_pod.py --topology=v5p:4x4x8 --search --json",
 )
 
 
