@@ -26,11 +26,13 @@ from pokevla_jax.data.mixture import Order
 from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.mixture import check_names
 from pokevla_jax.data.mixture import digest
+from pokevla_jax.data.mixture import is_held_out
 from pokevla_jax.data.mixture import weighted_parts
 from pokevla_jax.data.schema import stage1_batch_spec
 from pokevla_jax.data.tokenize import Tokenizer
 from pokevla_jax.data.transforms import Window
 from pokevla_jax.data.transforms import crop_image
+from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Int
 
 _POOL = 512
@@ -213,7 +215,7 @@ def packed_holdout(
     """
     _check_fit(config, tokenizer)
     lengths = row_lengths(config, corpus, tokenizer)
-    ids = np.flatnonzero(corpus.holdout & _fits(config, corpus, lengths))
+    ids = np.flatnonzero(held_out(config, corpus) & _fits(config, corpus, lengths))
     plan = plan_rows(ids, lengths[ids], corpus.num_images[ids], config.data.pack_length, config.data.pack_images)
     local, build = local_rows(config, process_index, process_count), _RowBuilder(config, corpus, tokenizer)
     limit = len(plan) if max_batches is None else min(len(plan), max_batches * config.batch_size)
@@ -231,14 +233,14 @@ def corpus_parts(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> tuple[
     """
     data = config.data
     lengths = row_lengths(config, corpus, tokenizer)
-    fits = _fits(config, corpus, lengths)
-    for index in np.unique(corpus.source[~fits & ~corpus.holdout]):
-        count = int((~fits & (corpus.source == index)).sum())
+    fits, train = _fits(config, corpus, lengths), ~held_out(config, corpus)
+    for index in np.unique(corpus.source[~fits & train]):
+        count = int((~fits & train & (corpus.source == index)).sum())
         logging.getLogger(__name__).warning(
             "%d samples of %s are left out: more than %d images, or images alone longer than %d positions",
             *(count, corpus.sources[index], data.pack_images, data.pack_length),
         )
-    ids = np.flatnonzero(fits & ~corpus.holdout)
+    ids = np.flatnonzero(fits & train)
     check_names("pillar_weights", data.pillar_weights, PILLARS)
     check_names("source_weights", data.source_weights, corpus.sources)
     groups = corpus.source * len(PILLARS) + corpus.pillar
@@ -250,6 +252,20 @@ def corpus_parts(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> tuple[
     if not sum(part.count for part in parts):
         raise DataError(f"{corpus.directory} holds no training sample with a weight above 0; change the weights")
     return parts, lengths
+
+
+def held_out(config: Config, corpus: Corpus) -> Bool[np.ndarray, " n"]:
+    """Which samples are kept out of training: those whose source says so.
+
+    Of a source that says nothing, those whose hashed id falls below ``holdout_fraction``: adding data moves none.
+    """
+    chosen = corpus.holdout.copy()
+    silent = ~np.isin(corpus.source, np.unique(corpus.source[chosen]))
+    if config.data.holdout_fraction > 0:
+        for index in np.flatnonzero(silent):
+            name = f"{corpus.sources[corpus.source[index]]}/{corpus.ids[int(index)].as_py()}"
+            chosen[index] = is_held_out(name, config.data.holdout_fraction)
+    return chosen
 
 
 def row_lengths(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:

@@ -6,11 +6,13 @@ import pytest
 
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.corpus import open_corpus
+from pokevla_jax.data.corpus import write_corpus_shard
 from pokevla_jax.data.mixture import Order
 from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.packing import PackedOrder
 from pokevla_jax.data.packing import build_row
 from pokevla_jax.data.packing import corpus_parts
+from pokevla_jax.data.packing import held_out
 from pokevla_jax.data.packing import packed_holdout
 from pokevla_jax.data.packing import packed_iterator
 from pokevla_jax.data.packing import plan_rows
@@ -222,6 +224,10 @@ def test_an_edited_mixture_begins_where_the_old_one_stopped(corpus, tokenizer, c
     assert "mixture" in caplog.text
     assert edited.step == 3
     batches = [next(edited) for _ in range(4)]
+    parts, lengths = corpus_parts(config, corpus, tokenizer)
+    order = PackedOrder(parts, lengths, corpus.num_images, config, config.seed + (3 << 32))
+    numbers = [int(corpus.ids[int(i)].as_py()[1:]) for i in order[0]]
+    assert ids_of(batches[0], corpus, tokenizer)[0] == numbers
     assert {n % 3 for batch in batches for row in ids_of(batch, corpus, tokenizer) for n in row} == {1, 2}
     # And a later restart continues the edited order, not a new one.
     saved = {**edited.get_state(), "step": 5}
@@ -244,6 +250,23 @@ def test_held_out_samples_are_shown_once_and_never_trained_on(corpus, tokenizer)
     assert {key: (value.shape, value.dtype) for key, value in batches[0].items()} == {
         k: tuple(v) for k, v in spec.items()
     }
+
+
+def test_a_source_without_a_split_gives_some_of_its_samples(tmp_path, tokenizer):
+    numbers = range(40)
+    write_corpus_shard(tmp_path, "a", [corpora.sample(n, source="alpha", split="train") for n in numbers])
+    write_corpus_shard(tmp_path, "b", [corpora.sample(9, source="beta"), corpora.sample(11, source="beta")])
+    corpus = open_corpus(tmp_path)
+    chosen = held_out(corpora.config(holdout_fraction=0.3), corpus)
+    assert 3 < chosen[:40].sum() < 25
+    assert chosen[40:].tolist() == [True, False]
+    assert held_out(corpora.config(holdout_fraction=0.0), corpus).tolist() == [False] * 40 + [True, False]
+    write_corpus_shard(tmp_path, "a2", [corpora.sample(n, source="alpha", split="train") for n in range(40, 50)])
+    grown = open_corpus(tmp_path)
+    assert held_out(corpora.config(holdout_fraction=0.3), grown)[:40].tolist() == chosen[:40].tolist()
+    config = corpora.config(holdout_fraction=0.3)
+    trained = np.concatenate([part.ids for part in corpus_parts(config, corpus, tokenizer)[0]])
+    assert sorted(trained.tolist()) == np.flatnonzero(~chosen).tolist()
 
 
 QWEN = os.environ.get("QWEN_TOKENIZER", "")
