@@ -1,6 +1,6 @@
 """One process of a toy run: ``python -m tests.training.worker`` with a JSON list of runs as its last argument.
 
-Each run is ``{"workdir", "changes", "signal": [process, name, step], "ids"}``; they are made one after the other by the
+Each run is ``{"workdir", "changes", "signal": [process, name, step], "unreadable": [process, step], "ids"}``; they are made one after the other by the
 same processes, which spares starting them anew. A signal is a real one, sent by the process to itself while it draws
 the batch of that step. The exit status is that of the last run.
 """
@@ -10,7 +10,10 @@ import os
 import signal
 import sys
 
+import jax
+
 from pokevla_jax import sharding
+from pokevla_jax.training import checkpoint
 from pokevla_jax.training import distributed
 from pokevla_jax.training import loop
 from pokevla_jax.training.preemption import PREEMPTED
@@ -27,8 +30,6 @@ class Rows(toy.Batches):
         self._rows = slice(index * size, (index + 1) * size)
 
     def __next__(self):
-        import jax
-
         process, name, step = self._run.get("signal") or (None, None, None)
         if (jax.process_index(), self.step + 1) == (process, step):
             os.kill(os.getpid(), getattr(signal, name))
@@ -48,9 +49,23 @@ def data(config, run):
     return toy.TrainData(spec=whole.spec, iterate=whole.iterate, holdout=held_out, assets=whole.assets)
 
 
+def lose_sight(process, step):
+    """Lets one process fail to read the arrays of one step, as a host with a bad disk or connection would."""
+    read = checkpoint._read_arrays
+
+    def fail(folder, target):
+        if jax.process_index() == process and folder.parent.name == str(step):
+            raise OSError("input/output error")
+        return read(folder, target)
+
+    checkpoint._read_arrays = fail
+
+
 def main(runs):
     distributed.initialize()
     for run in runs:
+        if "unreadable" in run:
+            lose_sight(*run["unreadable"])
         config = toy.config(**run["changes"])
         try:
             result = loop.train(config, run["workdir"], toy.objective(0.1), data(config, run))
