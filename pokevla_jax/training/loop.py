@@ -95,8 +95,9 @@ def train(
             differ in code, configuration or data, and for a loss that is not finite (naming the step).
     """
     workdir = workdir_lib.create(workdir)
-    distributed.check_agreement(distributed.fingerprint(config, data.assets))
-    distributed.check_shared(workdir)
+    if jax.process_count() > 1:
+        distributed.check_agreement(distributed.fingerprint(config, data.assets))
+        distributed.check_shared(workdir)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(config.batch_size, config.optimizer.accumulation_steps, mesh)
     optimizer = make_optimizer(config.optimizer, config.num_steps)

@@ -1,8 +1,8 @@
 """One process of a toy run: ``python -m tests.training.worker`` with a JSON list of runs as its last argument.
 
-Each run is ``{"workdir", "changes", "signal": [process, name, step], "unreadable": [process, step], "ids"}``; they are made one after the other by the
-same processes, which spares starting them anew. A signal is a real one, sent by the process to itself while it draws
-the batch of that step. The exit status is that of the last run.
+Each run is ``{"workdir", "changes", "signal": [process, name, step], "unreadable": [process, step], "ids"}``; they are
+made one after the other by the same processes, which spares starting them anew. A signal is a real one, sent by the
+process to itself while it draws the batch of that step. The exit status is that of the last run.
 """
 
 import json
