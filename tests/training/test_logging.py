@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pokevla_jax import flops
 from pokevla_jax import sharding
+from pokevla_jax.config import Config
 from pokevla_jax.models import presets
 from pokevla_jax.training import banner
 from pokevla_jax.training import loop
