@@ -58,6 +58,7 @@ def pretraining(
     """
     config = experiment(model)
     config.stage = "vlm"
+    config.data.tokenizer = "Qwen/Qwen2.5-0.5B"
     config.data.pack_length = 2048
     config.data.pack_images = 4
     config.batch_size = conversations // CONVERSATIONS_PER_ROW

@@ -1,9 +1,18 @@
 """Stage 1 as an ``Objective``: the vision-language model's next-token loss on the answers of packed conversations."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 
+from pokevla_jax import sharding
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
+from pokevla_jax.data import packing
+from pokevla_jax.data import tokenize
+from pokevla_jax.data.corpus import Corpus
+from pokevla_jax.data.corpus import open_corpus
+from pokevla_jax.data.iterator import TrainIterator
+from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.models import lora
 from pokevla_jax.models import stacking
 from pokevla_jax.training.objective import Objective
@@ -51,15 +60,46 @@ def make_objective(config: Config) -> Objective:
 
 
 def make_data(config: Config) -> TrainData:
-    """Packed batches of ``config.data``.
+    """Packed batches, held-out ones and assets of ``config.data``; this host's rows only.
 
     Raises:
-        ConfigError: always: the corpora of stage 1 have no reader yet.
+        ConfigError: when no corpus is named.
+        DataError: when the corpus is missing, damaged or does not fit the configuration.
     """
-    raise ConfigError(
-        "config.stage 'vlm' cannot read conversations yet: no reader of corpora and no packing is built; "
-        "its train step exists and can be planned and tested on synthetic batches"
+    if not config.data.path:
+        raise ConfigError(
+            "config.data.path is empty; give the folder of an ingested corpus with --config.data.path=DIR"
+        )
+    corpus = open_corpus(config.data.path)
+    tokenizer = _tokenizer(config, corpus)
+    index, count = sharding.loader_place(sharding.make_mesh(config.mesh))
+
+    def iterate(start_step: int) -> TrainIterator:
+        return packing.packed_iterator(
+            config, corpus, tokenizer, process_index=index, process_count=count, start_step=start_step
+        )
+
+    def holdout() -> Iterator[Batch]:
+        limit = config.eval_batches or None
+        return packing.packed_holdout(
+            config, corpus, tokenizer, process_index=index, process_count=count, max_batches=limit
+        )
+
+    return TrainData(
+        spec=batch_spec(config, config.batch_size),
+        iterate=iterate,
+        holdout=holdout,
+        assets={"tokenizer": tokenizer.to_json(), "dataset": str(config.data.path)},
+        description=f"{len(corpus)} conversations of {', '.join(corpus.sources)} from {config.data.path}",
     )
+
+
+def _tokenizer(config: Config, corpus: Corpus) -> tokenize.Tokenizer:
+    template = config.data.prompt_template
+    if config.data.tokenizer != "compact":
+        return tokenize.load_tokenizer(config.data.tokenizer, prompt_template=template)
+    turns = (turn for i in range(len(corpus)) for turn in corpus[i].turns)
+    return tokenize.CompactTokenizer.from_conversations(turns, template)
 
 
 def _count(batch: Batch) -> Float[Array, ""]:

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from pokevla_jax import checkpoints
 from pokevla_jax import sharding
+from pokevla_jax.cli import train as cli
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import DataConfig
@@ -17,11 +19,15 @@ from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import pokevlm
 from pokevla_jax.models import stacking
+from pokevla_jax.training import init_from
 from pokevla_jax.training import stages
 from pokevla_jax.training import state as state_lib
 from pokevla_jax.training import step as step_lib
+from pokevla_jax.training.metrics import read_metrics
 from pokevla_jax.training.optimizer import make_optimizer
+from tests.data import corpora
 from tests.models.conftest import micro_config
+from tests.training.test_stage2 import MICRO
 
 # Rows of 40 tokens and two images of 4 patches: two conversations of up to 16 words.
 CONFIG = Config(
@@ -143,6 +149,37 @@ def test_with_adapters_only_they_and_what_is_not_frozen_move():
     assert all(np.abs(x).max() > 0 for name, x in trained.items() if name.endswith("lora_b"))
     assert state_lib.num_bytes(state.opt_state) == 2 * state_lib.num_bytes(state.trained) + 8
     assert history[2]["loss"] < history[0]["loss"]
+
+
+def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    corpus = corpora.write(tmp_path / "corpus")
+    changes = MICRO | {
+        "stage": "vlm",
+        "data.path": corpus,
+        "data.pack_length": 64,
+        "data.pack_images": 3,
+        "model.language.vocab_size": 1200,
+        "batch_size": 8,
+        "num_steps": 4,
+        "log_every": 2,
+        "eval_every": 4,
+    }
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    workdir = tmp_path / "run"
+    assert cli.main(["--config=configs/libero_object_quickstart.py", f"--workdir={workdir}", *overrides]) == 0
+    lines = read_metrics(workdir)
+    losses = [line["loss/tokens"] for line in lines if line["split"] == "train"]
+    assert losses[0] == pytest.approx(np.log(1200), rel=0.2)
+    (holdout,) = (line for line in lines if line["split"] == "holdout")
+    assert holdout["token_loss"] < losses[0]
+    config, params, assets = checkpoints.load_policy_checkpoint(workdir, "best")
+    assert params.keys() == {"vision", "language"}
+    assert assets.tokenizer_json["kind"] == "compact"
+    policy = dataclasses.replace(config, stage="vla")
+    started, report = init_from.load(workdir, policy, stages.make_objective(policy))
+    np.testing.assert_array_equal(started["language"]["norm"]["scale"], params["language"]["norm"]["scale"])
+    assert "fresh: action_head" in report
 
 
 def test_rows_too_short_for_their_images_are_refused():
