@@ -295,7 +295,7 @@ def _print_check(report: check_lib.CheckReport) -> None:
     console = Console()
     table = Table(title=f"{report.frames} observations: {report.inputs}; our weights {report.weights}")
     for heading in ("part", "largest error", "relative error", "PyTorch bfloat16", "JAX bfloat16"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+        table.add_column(heading, justify="left" if heading == "part" else "right", no_wrap=True)
     for row in report.rows:
         figures = (row.max_error, row.relative_error, row.bfloat16, row.bfloat16_ours)
         style = "bold red" if row.part in report.exceeded else None

@@ -363,7 +363,7 @@ def _compare(
         return float(np.abs(difference).max()), _rms(difference) / max(_rms(reference), TINY)
 
     full, half = ours["float32"], ours["bfloat16"]
-    common = [part for part in full[0] if part in theirs["float32"][0]]
+    common = [part for part in theirs["float32"][0] if part in full[0]]
     if missing := set(full[0]) - set(common):
         raise SourceError(f"The exported network has no {sorted(missing)[0]}; export the checkpoint again")
     for part in (INPUTS, *common):

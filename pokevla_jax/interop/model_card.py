@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pokevla_jax import config as config_lib
@@ -98,7 +99,7 @@ def text(config: Config, assets: Assets, report: "ExportReport") -> str:
         notes="\n".join(f"- {line}" for line in notes(report)),
         parity=parity(report.parity),
         licences=licences(assets.imported_from),
-        dataset=f"Data: `{assets.dataset}`." if assets.dataset else "Data: none recorded.",
+        dataset=f"Data: `{Path(assets.dataset).name}`." if assets.dataset else "Data: none recorded.",
         config=json.dumps(config_lib.to_dict(config), indent=1),
     )
 

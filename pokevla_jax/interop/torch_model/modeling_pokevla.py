@@ -157,8 +157,8 @@ class PokeVLA(PreTrainedModel):
         flat = images.flatten(0, 1)
         features = [self.vision_backbone.featurizer(flat), self.vision_backbone.fused_featurizer(flat)]
         vision = self.projector(torch.cat(features, dim=-1)).reshape(b, -1, self.network.language.width)
-        states = self._language(vision, tokens, token_mask, record)
         record |= {"DINOv2": features[0], "SigLIP": features[1], "projector": vision}
+        states = self._language(vision, tokens, token_mask, record)
         contexts = self._contexts(states, vision.shape[1], tokens.shape[1], token_mask, proprio)
         actions = self.action_head(contexts, record=record).float()
         record["actions"] = actions
