@@ -27,6 +27,9 @@ from pokevla_jax.typing import Params
 CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 COMMITTED = "commit_success.txt"
+CARRIED = "carried.safetensors"
+"""Tensors of imported files that the network does not use, by PyTorch's names: beside an imported checkpoint's
+configuration, and in the folder of a run that started from one."""
 ITEMS = ("params", "train_state", "data", "assets")
 
 Step = int | Literal["best"] | None
@@ -143,6 +146,13 @@ def resolve(path: epath.PathLike, step: Step = None) -> epath.Path:
     if step not in steps:
         raise CheckpointError(f"{folder} has no step {step}; there are {_listed(steps)}")
     return folder / str(step)
+
+
+def carried_file(step_folder: epath.PathLike) -> epath.Path | None:
+    """The file of tensors that a step's network does not use: its own, or its run's; None where nothing is carried."""
+    folder = epath.Path(step_folder)
+    places = (folder / "assets" / CARRIED, folder.parent.parent / CARRIED)
+    return next((place for place in places if place.exists()), None)
 
 
 def all_steps(folder: epath.PathLike) -> list[int]:

@@ -118,10 +118,10 @@ def export(
     shutil.rmtree(incomplete, ignore_errors=True)  # of an export that was killed
     incomplete.mkdir(parents=True)
     try:
-        carried = write.read_carried(checkpoints.resolve(checkpoint, step))
-        tensors = _Tensors(
-            names.table(config.model), flatten(params), carried, DTYPES[dtype] if dtype else None, progress
-        )
+        table, carried = names.table(config.model), write.read_carried(checkpoints.resolve(checkpoint, step))
+        # A network that started from an import may compute with more of it than the imported one did.
+        carried = {name: array for name, array in carried.items() if table.entry_of(name) is None}
+        tensors = _Tensors(table, flatten(params), carried, DTYPES[dtype] if dtype else None, progress)
         del params
         if layout == "vla-adapter":
             vla_adapter_export.write(incomplete, config, assets, tokens, tensors)

@@ -14,14 +14,13 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 from safetensors.numpy import save as safetensors_bytes
 
+from pokevla_jax import checkpoints
+from pokevla_jax.checkpoints import CARRIED
 from pokevla_jax.checkpoints import CHECKPOINTS
 from pokevla_jax.interop.layouts import Shape
 from pokevla_jax.interop.readers import DTYPES
 
 REMOVE_ATTEMPTS = 50
-
-CARRIED = "carried.safetensors"
-"""Beside the configuration in a checkpoint's assets: tensors that the network does not use, by PyTorch's names."""
 
 
 class OutputError(ValueError):
@@ -127,8 +126,8 @@ def _save(folder: epath.Path, params: Any, assets: Mapping[str, Any]) -> None:
 
 def read_carried(step_folder: epath.PathLike) -> dict[str, np.ndarray]:
     """Tensors that a checkpoint's network does not use, by PyTorch's names; empty where nothing was carried."""
-    path = epath.Path(step_folder) / "assets" / CARRIED
-    if not path.exists():
+    path = checkpoints.carried_file(step_folder)
+    if path is None:
         return {}
     return {
         name: np.frombuffer(view["data"], np.dtype(DTYPES[view["dtype"]])).reshape(view["shape"])

@@ -44,6 +44,30 @@ def load(path: epath.PathLike, config: Config, objective: Objective) -> tuple[Pa
     return unflatten({name: params[name] for name in target}), report
 
 
+def inherited(workdir: epath.Path, init_from: epath.PathLike | None) -> dict[str, Any]:
+    """What a run's checkpoints say of the released weights that it started from; nothing if it did not.
+
+    A new run also copies the tensors that only the way back to PyTorch needs; a run that is continued has them.
+
+    Raises:
+        CheckpointError: when ``init_from`` holds no checkpoint.
+    """
+    own = workdir / checkpoints.CHECKPOINTS
+    sources = [own / str(step) for step in checkpoints.all_steps(own)]
+    if not sources and init_from is not None:
+        sources = [checkpoints.resolve(init_from)]
+        carried = checkpoints.carried_file(sources[0])
+        if carried is not None and jax.process_index() == 0:
+            carried.copy(workdir / checkpoints.CARRIED, overwrite=True)
+    for source in reversed(sources):
+        try:
+            found = checkpoints.load_assets(source)[1].imported_from
+        except CheckpointError:  # a damaged step, which restoring will pass over too
+            continue
+        return {"imported_from": [dict(origin) for origin in found]} if found else {}
+    return {}
+
+
 def _shape(array: Any) -> str:
     return "x".join(map(str, array.shape)) or "a scalar"
 

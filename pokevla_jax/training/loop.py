@@ -107,7 +107,8 @@ def train(
 
     with PreemptionGuard() as guard:
         goodput = Goodput(workdir, options.started)
-        checkpointer = Checkpointer(workdir, config.checkpoint, _assets(config, data))
+        assets = _assets(config, data) | init_from_lib.inherited(workdir, init_from)
+        checkpointer = Checkpointer(workdir, config.checkpoint, assets)
         restored = checkpointer.restore(factory.abstract)
         start = restored.step if restored else 0
         reporter = reporter_class(config.num_steps, start)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
@@ -18,6 +20,7 @@ from pokevla_jax.sharding import flatten
 from pokevla_jax.training import loop
 from pokevla_jax.training import metrics
 from pokevla_jax.training.checkpoint import DAMAGED
+from pokevla_jax.training.init_from import inherited
 from tests.training import toy
 
 MESH = {"mesh__data": 1, "mesh__replica": 8}  # the test process has eight devices
@@ -240,6 +243,25 @@ def test_init_from_loads_what_matches_and_says_so(tmp_path, console, undisturbed
     object.__setattr__(other, "abstract_params", shapes)
     with pytest.raises(checkpoints.CheckpointError, match="head/kernel is 16x3 there and 16x9 here"):
         train(tmp_path / "other", objective=other, init_from=workdir)
+
+
+def test_a_run_passes_on_where_its_weights_came_from(tmp_path, undisturbed):
+    """In every checkpoint, after a restart too; what only PyTorch needs lies beside them."""
+    shutil.copytree(undisturbed[0], tmp_path / "import")
+    assets = tmp_path / "import" / "checkpoints" / "12" / "assets"
+    (described,) = (path for path in assets.iterdir() if "versions" in path.read_text())
+    origins = [{"kind": "VGGT", "file": "model.pt"}]
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"imported_from": origins}))
+    (assets / checkpoints.CARRIED).write_bytes(b"tensors")
+    train(tmp_path / "new", init_from=tmp_path / "import", num_steps=1)
+    shutil.rmtree(tmp_path / "import")
+    step = checkpoints.resolve(tmp_path / "new")
+    assert list(checkpoints.load_assets(step)[1].imported_from) == origins
+    assert checkpoints.carried_file(step).read_bytes() == b"tensors"
+    # A restart finds it in the run itself.
+    assert inherited(epath.Path(tmp_path / "new"), None) == {"imported_from": origins}
+    train(tmp_path / "fresh", num_steps=1)
+    assert list(checkpoints.load_assets(tmp_path / "fresh")[1].imported_from) == []
 
 
 def test_log_drops_what_lies_beyond_the_restored_step(tmp_path):
