@@ -170,8 +170,17 @@ class Side:
         self.process.wait()
 
 
-def measure(folders, dtype, repeats, warm_up):
+def measure(folders, dtype, repeats, warm_up, separate):
     """One row per side."""
+    if separate:
+        rows = {}
+        for name in SIDES:
+            side = Side(name, folders[name], dtype, warm_up)
+            for _ in range(repeats):
+                side.look()
+            side.close()
+            rows[name] = row(side)
+        return rows
     with contextlib.ExitStack() as stack:
         sides = {}
         for name in SIDES:
@@ -207,6 +216,9 @@ def main():
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument(
+        "--separate", action="store_true", help="one after the other, where memory does not hold both at a time"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -220,7 +232,9 @@ def main():
         else:
             run, export, seconds = random_network(arguments.preset, arguments.tokenizer, Path(temporary))
             folders = {"jax": run, "torch": export}
-        results = {d: measure(folders, d, arguments.repeats, arguments.warm_up) for d in arguments.dtypes}
+        results = {
+            d: measure(folders, d, arguments.repeats, arguments.warm_up, arguments.separate) for d in arguments.dtypes
+        }
     if arguments.json:
         print(json.dumps({"export_s": seconds, "load": os.getloadavg(), **results}))
         return
