@@ -14,6 +14,7 @@ from collections.abc import Mapping
 _DTYPE_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\]")
 _HEADER = re.compile(r"^(ENTRY\s+)?%?([^\s(]+)\s+\(.*\)\s+->\s+.*\{\s*$")
+_END = re.compile(r"^\}(?:, execution_thread=.*)?\s*$")
 _NAME = re.compile(r"^\s*(?:ROOT\s+)?%?([^\s=]+)\s+=\s+")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9\-]*)\(")
 _OPERAND = re.compile(r"%([^\s,()]+)")
@@ -204,23 +205,33 @@ def parse(text: str) -> Program:
         HloError: when there is no entry computation.
     """
     computations: dict[str, Computation] = {}
-    entry, name, lines = "", "", list[Instruction]()
+    entry, name, lines = "", "", list[str]()
     for line in text.splitlines():
         if not name:
             header = _HEADER.match(line)
             if header:
                 name, lines = header[2], []
                 entry = name if header[1] else entry
-        elif line.startswith("}"):
-            computations[name] = Computation(name, tuple(lines))
+        elif _END.match(line):
+            computations[name] = _computation(name, lines)
             name = ""
-        else:
-            instruction = _instruction(line)
-            if instruction is not None:
-                lines.append(instruction)
+        elif line.startswith("  ") and _NAME.match(line):
+            lines.append(line)
+        elif lines:
+            # Attributes that a kernel brings along may have line breaks of their own.
+            lines[-1] += line
+    if name:
+        raise HloError(f"The text ends inside of computation {name}")
     if not entry:
         raise HloError("The text is no HLO module: it has no ENTRY computation")
     return Program(computations, entry)
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    instructions = tuple(found for line in lines if (found := _instruction(line)) is not None)
+    if sum(instruction.is_root for instruction in instructions) != 1:
+        raise HloError(f"Computation {name} has no end that could be read")
+    return Computation(name, instructions)
 
 
 def shape_bytes(shape: str) -> int:

@@ -135,7 +135,14 @@ KERNEL = """HloModule jit_step, is_scheduled=true
 ENTRY %main (q: bf16[8,14,1024,64], k: bf16[8,2,1024,64]) -> bf16[8,14,1024,64] {
   %q = bf16[8,14,1024,64]{3,2,1,0} parameter(0)
   %k = bf16[8,2,1024,64]{3,2,1,0} parameter(1)
-  ROOT %attention = bf16[8,14,1024,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", metadata={op_name="jit(train_step)/jvp(language)/while/body/splash_mha_fwd_residuals/pallas_call"}, backend_config={"custom_call_config":{"body":"TUzvUgJNTElS)(\\"","serialization_format":1}}
+  %attention = bf16[8,14,1024,64]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(train_step)/jvp(language)/while/body/splash_mha_fwd_residuals/pallas_call"}, backend_config={"custom_call_config":{"body":"TUzvUgJNTElS)(\\"","serialization_format":1}}
+  ROOT %fusion.9 = bf16[8,14,1024,64]{3,2,1,0} fusion(%attention), kind=kLoop, calls=%same, backend_config={"estimated_cycles":"3000"}
+}
+
+%same (c: bf16[8,14,1024,64]) -> bf16[8,14,1024,64] {
+  ROOT %c = bf16[8,14,1024,64]{3,2,1,0} parameter(0)
 }
 """
 

@@ -85,7 +85,8 @@ def test_kernels_are_never_free():
     tally = analyze(programs.KERNEL)
     flops = 2 * 2 * 8 * 14 * 1024 * 1024 * 64
     assert tally.kernels == pytest.approx(flops / (197e12 * kernels.SPLASH_EFFICIENCY / 2))
-    assert tally.seconds == tally.kernels
+    # What stands behind the kernel's line breaks is not lost.
+    assert tally.seconds == pytest.approx(tally.kernels + 3000 / CLOCK)
     unknown = analyze(programs.KERNEL.replace("splash_mha_fwd", "mystery"))
     assert unknown.kernels == pytest.approx((2 * 8 * 14 + 2 * 8 * 2) * 1024 * 64 * 2 / (8.2e11 / 4))
 

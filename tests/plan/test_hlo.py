@@ -29,6 +29,15 @@ def test_quoted_parentheses_do_not_end_an_instruction():
     kernel = instruction(hlo.parse(programs.KERNEL), "attention")
     assert kernel.operands == ("q", "k", "k")
     assert kernel.custom_call_target == "tpu_custom_call"
+    assert kernel.op_name.endswith("pallas_call")
+
+
+def test_a_text_that_is_cut_off_is_refused():
+    with pytest.raises(hlo.HloError, match="ends inside of computation main"):
+        hlo.parse(programs.SCAN.rstrip().removesuffix("}"))
+    without = programs.SCAN.replace("ROOT %y =", "%y =")
+    with pytest.raises(hlo.HloError, match="Computation main has no end"):
+        hlo.parse(without)
 
 
 def test_trip_counts_of_scans_and_collective_matmuls():
