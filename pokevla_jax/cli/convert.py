@@ -2,7 +2,7 @@
 
 ``from-torch`` imports released weights (Qwen2.5, DINOv2, SigLIP, Prismatic, VLA-Adapter, SAM, VGGT), any subset of the
 network's parts; what no source has starts fresh and is listed. ``to-torch`` exports a checkpoint to a folder that
-PyTorch loads alone. ``check`` runs a checkpoint and an export side by side.
+PyTorch loads alone. ``check`` runs a checkpoint and an export side by side. ``params`` counts a network's parameters.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from pokevla_jax.interop import check as check_lib
 from pokevla_jax.interop import import_torch
 from pokevla_jax.interop import model_card
 from pokevla_jax.interop import torch_export
+from pokevla_jax.models import parameter_table
 from pokevla_jax.models import presets
 
 EXAMPLES = (
@@ -62,6 +63,7 @@ CHECK = (
     "# on recorded frames, for a script",
     "pokevla-convert check --checkpoint runs/soup --torch exported/soup --data data/soup --frames 100 --json",
 )
+PARAMS = ("pokevla-convert params --preset pokevla", "pokevla-convert params --config configs/X.py")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_from_torch(commands)
     _add_to_torch(commands)
     _add_check(commands)
+    _add_params(commands)
     return flags.run(parser, lambda arguments: arguments.run(arguments), argv)
 
 
@@ -128,10 +131,7 @@ def _add_from_torch(commands: "argparse._SubParsersAction[argparse.ArgumentParse
 def _from_torch(arguments: argparse.Namespace) -> None:
     # Orbax narrates every save through absl.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if arguments.config and arguments.preset not in (None, arguments.config.model.preset):
-        raise ConfigError(
-            f"--preset {arguments.preset} and --config (preset {arguments.config.model.preset}) disagree; give one"
-        )
+    _check_agree(arguments)
 
     def make_config(detected: str) -> Config:
         return arguments.config or Config(model=presets.get_preset(arguments.preset or detected))
@@ -152,6 +152,13 @@ def _from_torch(arguments: argparse.Namespace) -> None:
         print(json.dumps(dataclasses.asdict(report)))
     else:
         _print_report(report, arguments.out)
+
+
+def _check_agree(arguments: argparse.Namespace) -> None:
+    if arguments.config and arguments.preset not in (None, arguments.config.model.preset):
+        raise ConfigError(
+            f"--preset {arguments.preset} and --config (preset {arguments.config.model.preset}) disagree; give one"
+        )
 
 
 @contextlib.contextmanager
@@ -303,6 +310,18 @@ def _print_check(report: check_lib.CheckReport) -> None:
     console.print(table)
     verdict = f"beyond it: {', '.join(report.exceeded)}" if report.exceeded else "kept everywhere"
     console.print(f"tolerance {report.tolerance:g}: {verdict}", highlight=False)
+
+
+def _add_params(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = _add_command(commands, "params", _params, "count the parameters of a network, part by part", PARAMS)
+    parser.add_argument("--preset", choices=sorted(presets.PRESETS), help="the network; pokevla if nothing is given")
+    flags.add_config(parser, required=False)
+
+
+def _params(arguments: argparse.Namespace) -> None:
+    _check_agree(arguments)
+    model = arguments.config.model if arguments.config else presets.get_preset(arguments.preset or "pokevla")
+    print(parameter_table.table(model))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def write(folder: Path, config: Config, assets: Assets, tokens: tokenize.Tokeniz
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     statistics = Statistics.from_json(assets.statistics or {})
     key = Path(assets.dataset).name or "dataset"
-    described = statistics_lib.to_dataset_statistics(statistics, key)
+    described = statistics_lib.to_released_statistics(statistics, key)
     (folder / "dataset_statistics.json").write_text(json.dumps(described, indent=1) + "\n")
     if isinstance(tokens, tokenize.QwenTokenizer):
         tokens.save(folder)

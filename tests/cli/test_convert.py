@@ -81,6 +81,13 @@ def test_help_has_examples(capsys):
         assert "examples:\n" in (text := capsys.readouterr().out) and "pokevla-convert from-torch" in text
 
 
+def test_params_prints_the_table(capsys):
+    assert convert.main(["params", "--preset", "vla_adapter"]) == 0
+    out = capsys.readouterr().out
+    # The published counts: a tower with what is carried, the original head.
+    assert "303,230,976" in out and "102,129,695" in out
+
+
 def test_tokenizer_must_fit(folder, monkeypatch):
     """A vocabulary larger than the embedding would index beyond it."""
 

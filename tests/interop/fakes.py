@@ -14,6 +14,7 @@ from pokevla_jax.config import LanguageConfig
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.config import TowerConfig
+from pokevla_jax.config import VggtConfig
 from pokevla_jax.config import VisionConfig
 from tests.interop import published
 from tests.interop.published import Shapes
@@ -70,6 +71,13 @@ def with_masks(config: Config) -> Config:
     head = dataclasses.replace(config.model.action_head, inject_seg=True, latents="learned", shifted_context=False)
     model = dataclasses.replace(config.model, segmentation=seg, action_head=head, seg_token=True)
     return dataclasses.replace(config, model=model)
+
+
+def with_teacher(config: Config) -> Config:
+    """The same network with VGGT, of whose two pairs the first is read."""
+    vggt = VggtConfig(image_size=28, width=8, num_heads=2, mlp_dim=32, num_registers=4, embed_depth=2, depth=2)
+    geometry = GeometryConfig(vggt=vggt, layer=0, feature_dim=16)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, geometry=geometry))
 
 
 def draw(shapes: Shapes, dtype=np.float32, seed: int = 0) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from pokevla_jax import checkpoints
 from pokevla_jax.checkpoints import CheckpointError
+from pokevla_jax.data.normalize import ColumnStatistics
 from pokevla_jax.data.normalize import Statistics
 from pokevla_jax.data.normalize import normalize
 from pokevla_jax.data.normalize import unnormalize
@@ -35,7 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 STATISTICS = {
     "libero_spatial_no_noops": {
         "action": {
-            **{name: [float(i) for i in range(7)] for name in ("mean", "std", "min", "max")},
+            **{name: [0.25 * i for i in range(6)] + [0.5] for name in ("mean", "std")},
+            "min": [-1.0] * 6 + [0.0],
+            "max": [1.0] * 6 + [1.0],
             "q01": [-0.7] * 6 + [0.0],
             "q99": [0.9] * 6 + [1.0],
             "mask": [True] * 6 + [False],
@@ -117,21 +120,57 @@ def test_a_pokevla_starts_from_vla_adapter(tmp_path):
 
 def test_statistics_normalise_as_the_reference_does():
     statistics = statistics_lib.from_dataset_statistics(STATISTICS)
-    values = np.linspace(-1, 1, 7)[None]
+    outputs = np.linspace(-1, 1, 7)[None].repeat(2, axis=0)
+    outputs[:, -1] = [0.9, 0.2]  # the released networks say 1 to open and 0 to close
     q01, q99 = (np.array(STATISTICS["libero_spatial_no_noops"]["action"][q]) for q in ("q01", "q99"))
-    expected = 0.5 * (values + 1) * (q99 - q01 + 1e-8) + q01
-    expected[:, -1] = values[:, -1]
-    np.testing.assert_allclose(unnormalize(values, statistics.action), expected, rtol=1e-6)
+    expected = 0.5 * (outputs + 1) * (q99 - q01 + 1e-8) + q01
+    # Their evaluators: to [-1, 1], its sign, and the other way round.
+    expected[:, -1] = -np.sign(2 * outputs[:, -1] - 1)
+    ours = unnormalize(outputs, statistics.action)
+    np.testing.assert_allclose(ours[:, :-1], expected[:, :-1], rtol=1e-6)
+    np.testing.assert_array_equal(np.sign(ours[:, -1]), expected[:, -1])
+    # And as labels, where a released network is trained on: what LIBERO is told, in the network's terms.
+    labels = normalize(np.array([[0.0] * 6 + [gripper] for gripper in (-1, 1)]), statistics.action)
+    np.testing.assert_allclose(labels[:, -1], [1, 0], atol=1e-6)
     state = np.linspace(-3, 9, 8)[None]
     low, high = (np.array(STATISTICS["libero_spatial_no_noops"]["proprio"][q]) for q in ("q01", "q99"))
     expected = np.clip(2 * (state - low) / (high - low + 1e-8) - 1, -1, 1)
     np.testing.assert_allclose(normalize(state, statistics.state), expected, rtol=1e-6)
+
+
+def test_statistics_come_back():
+    statistics = statistics_lib.from_dataset_statistics(STATISTICS)
     again = statistics_lib.to_dataset_statistics(statistics, "a")
     assert statistics_lib.from_dataset_statistics(again).to_json() == statistics.to_json()
+    released = statistics_lib.to_released_statistics(statistics, "libero_spatial_no_noops")
+    entry = STATISTICS["libero_spatial_no_noops"]
+    expected = entry | {"proprio": entry["proprio"] | {"mask": [True] * 8}}
+    assert released == {"libero_spatial_no_noops": expected}
     with pytest.raises(SourceError, match="no statistics of dataset 'b'; there are those of 'a'"):
         statistics_lib.from_dataset_statistics(again, "b")
     with pytest.raises(SourceError, match=r"of 2 datasets \('a', 'c'\)"):
         statistics_lib.from_dataset_statistics(again | {"c": {}})
+
+
+def test_statistics_of_a_network_trained_here_serve_the_released_code():
+    """Its gripper speaks LIBERO's language, and one of its dimensions hardly moves; released code must do the same."""
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=7) for name in ("mean", "std")} | {"min": -np.ones(7), "max": np.ones(7)}
+    q01, q99 = np.full(7, -0.5), np.full(7, 0.7)
+    q99[2] = q01[2] + 1e-4
+    mask = np.array([True] * 6 + [False])
+    column = ColumnStatistics(**values, q01=q01, q99=q99, mask=mask, floor=1e-2)
+    released = statistics_lib.to_released_statistics(Statistics(column, column, 1, 1), "x")["x"]["action"]
+    outputs = rng.uniform(-1, 1, (5, 7))
+    low, high = (np.array(released[q]) for q in ("q01", "q99"))
+    theirs = np.where(released["mask"], 0.5 * (outputs + 1) * (high - low + 1e-8) + low, outputs)
+    ours = unnormalize(outputs, column)
+    np.testing.assert_allclose(theirs[:, :-1], ours[:, :-1], atol=1e-7)
+    np.testing.assert_array_equal(-np.sign(2 * theirs[:, -1] - 1), np.sign(ours[:, -1]))
+    back = statistics_lib.from_dataset_statistics(
+        {"x": {"action": released, "proprio": released, "num_transitions": 1, "num_trajectories": 1}}
+    )
+    np.testing.assert_allclose(unnormalize(outputs, back.action), ours, atol=1e-7)
 
 
 def test_any_subset_is_imported_and_the_rest_starts_as_training_would(tmp_path):

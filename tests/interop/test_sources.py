@@ -22,6 +22,8 @@ from tests.interop import fakes
 from tests.interop import published
 from tests.parity import mappings
 from tests.parity import references
+from tests.parity import test_sam as sam_parity
+from tests.parity import test_vggt as vggt_parity
 from tests.parity.compare import randomise
 
 DINOV2, SIGLIP = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
@@ -46,6 +48,22 @@ def write(path, tensors):
 
 def in_parts(*parts):
     return {name for name in names.table(fakes.make_config().model).names if names.part_of(name) in parts}
+
+
+def made(todo, part):
+    """The imported parameters of a part, by path within it."""
+    return {
+        entry.path.removeprefix(f"{part}/"): entry.from_torch((t.read() for t in found), np.float32)
+        for entry, found in todo.imported
+        if entry.path.startswith(f"{part}/")
+    }
+
+
+def assert_equal(ours, theirs):
+    theirs = flatten(theirs)
+    assert set(ours) == set(theirs)
+    for path, array in theirs.items():
+        np.testing.assert_array_equal(ours[path], array, err_msg=path)
 
 
 def test_qwen_from_hugging_face_single_and_sharded(tmp_path):
@@ -226,14 +244,29 @@ def test_sam_of_hugging_face_is_the_same(tmp_path, masked):
         prompt_encoder_config={"hidden_size": 8, "image_size": 64, "image_embedding_size": 4},
         mask_decoder_config=decoder,
     )
-    transformers.SamModel(config).save_pretrained(tmp_path / "hf")
+    model = transformers.SamModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.save_pretrained(tmp_path / "hf")
     found, (origin,) = read(tmp_path / "hf")
     assert origin.kind == "SAM (Hugging Face)"
     expected = {name: shape for name, shape in sam().items() if name.startswith("image_encoder.")}
     rest = {name: shape for name, shape in sam().items() if name not in expected}
     expected |= published.under("coarse.", rest) | published.under("fine.", rest)
     assert {name: array.shape for name, array in found.items()} == expected
-    planned(masked, tmp_path / "hf")
+    # And every parameter is what the parity tests, whose mapping was written apart, make of the same model.
+    size = image_encoders.SAM_SIZES["vit_b"]
+    theirs = {
+        "image_encoder/vit": sam_parity.encoder_params(model.vision_encoder, size),
+        "coarse_decoder": sam_parity.decoder_params(model.mask_decoder, dim=8),
+        "coarse_prompt": sam_parity.prompt_params(model.prompt_encoder, mask_prompt=False),
+        "fine_prompt": sam_parity.prompt_params(model.prompt_encoder, mask_prompt=True),
+    }
+    theirs["fine_decoder"] = theirs["coarse_decoder"]
+    todo = planned(masked, tmp_path / "hf")
+    for part, params in theirs.items():
+        assert_equal(made(todo, f"segmentation/{part}"), params)
 
 
 def test_sam_on_another_grid_is_resampled(tmp_path, masked):
@@ -251,10 +284,17 @@ def test_sam_on_another_grid_is_resampled(tmp_path, masked):
 
 
 def test_vggt_without_its_heads(tmp_path):
-    shapes = published.vggt(8, 2, 16, 4, 5) | {"camera_head.x.weight": (2, 2), "track_head.y.weight": (2, 2)}
+    shapes = published.vggt(8, 2, 32, 4, 5) | {"camera_head.x.weight": (2, 2), "track_head.y.weight": (2, 2)}
     fakes.save_torch(tmp_path / "model.pt", fakes.draw(shapes))
     found, (origin,) = read(tmp_path / "model.pt")
     assert (origin.kind, origin.left_out) == ("VGGT", 2)
+    config = fakes.with_teacher(fakes.make_config())
+    todo = planned(config, tmp_path / "model.pt")
+    aggregator = {name.removeprefix("vggt.aggregator."): torch.from_numpy(array) for name, array in found.items()}
+    assert_equal(made(todo, "vggt"), vggt_parity.aggregator_params(aggregator, config.model.geometry.vggt, 1))
+    # Pairs behind the one that is read, and a token for training DINOv2.
+    assert {name.split(".")[2] for name in todo.carried} == {"frame_blocks", "global_blocks", "patch_embed"}
+    assert len(todo.carried) == 2 * 18 + 1
     assert set(found) == {f"vggt.{name}" for name in shapes if name.startswith("aggregator.")}
     with pytest.raises(SourceError, match="belongs to the VGGT, which preset 'tiny' lacks"):
         planned(fakes.make_config(), tmp_path / "model.pt")
@@ -379,15 +419,6 @@ def test_half_of_a_fused_projection_is_refused():
         dialects.assembled({f"{SIGLIP}blocks.0.attn.q.weight": tensor})
 
 
-def made(todo, part):
-    """The imported parameters of a part, by path within it."""
-    return {
-        entry.path.removeprefix(f"{part}/"): entry.from_torch((t.read() for t in found), np.float32)
-        for entry, found in todo.imported
-        if entry.path.startswith(f"{part}/")
-    }
-
-
 def test_parameters_are_those_of_the_parity_tests(tmp_path):
     """The table and the dialects against mappings that were written apart from them, on models of ``transformers``."""
     config = fakes.make_config().model
@@ -400,10 +431,8 @@ def test_parameters_are_those_of_the_parity_tests(tmp_path):
     for part, (model, mapping, part_config) in models.items():
         model = randomise(model)
         model.save_pretrained(tmp_path / part)
-        ours, theirs = made(planned(fakes.make_config(), tmp_path / part), part), flatten(mapping(model, part_config))
-        assert set(ours) == set(theirs)
-        for path, array in theirs.items():
-            np.testing.assert_array_equal(ours[path], array, err_msg=path)
+        ours, theirs = made(planned(fakes.make_config(), tmp_path / part), part), mapping(model, part_config)
+        assert_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("pro", [True, False])
@@ -415,8 +444,5 @@ def test_heads_are_those_of_the_parity_tests(tmp_path, pro):
         name.removeprefix("action_head.model."): torch.from_numpy(x) for name, x in found.items() if "_head" in name
     }
     proprio = {k.removeprefix("proprio_projector."): torch.from_numpy(x) for k, x in found.items() if "proprio" in k}
-    theirs = flatten(mappings.action_head(head, proprio, config.model))
-    ours = made(planned(config, tmp_path / "vla"), "action_head")
-    assert set(ours) == set(theirs)
-    for path, array in theirs.items():
-        np.testing.assert_array_equal(ours[path], array, err_msg=path)
+    theirs = mappings.action_head(head, proprio, config.model)
+    assert_equal(made(planned(config, tmp_path / "vla"), "action_head"), theirs)
