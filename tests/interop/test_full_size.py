@@ -25,8 +25,9 @@ from tests.interop.published import Shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 SAFETENSORS = {"float32": "F32", "bfloat16": "BF16"}
-# Two minutes on two cores, and half as much memory again as the checkpoint, whatever its size.
-SECONDS, MEMORY = 120, 1.5
+# Half as much memory again as the checkpoint, whatever its size. Two minutes on two cores; what is held to it is the
+# processors' time, for a test cannot know whether the machine is its own.
+MEMORY, SECONDS = 1.5, 120
 
 PROGRAM = """
 import json, resource, sys
@@ -119,7 +120,7 @@ def test_import_of_a_published_size(tmp_path, preset, write, dtype):
         )
         check_values(out, preset, dtype)
         assert used["peak"] < MEMORY * size
-        assert seconds < SECONDS
+        assert used["cpu"] < SECONDS
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)
 
