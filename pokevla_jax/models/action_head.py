@@ -37,7 +37,7 @@ GATED = {"vision": ("vision",), "vision_and_seg": ("vision", "seg"), "none": ()}
 Context = dict[str, Float[Array, "... b z d"]]
 """What the latents attend to, by source: ``query`` (queries, then proprio), ``vision`` and, if injected, ``seg``."""
 
-Turn = Callable[[Float[Array, "b z h k"]], Float[Array, "b z h k"]]
+Rotary = Callable[[Float[Array, "b z h k"]], Float[Array, "b z h k"]]
 """Queries or keys with their positions put in; positions restart at 0 in every source."""
 
 
@@ -49,7 +49,7 @@ def _keep(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
     return x
 
 
-TURNS: dict[str, Turn] = {"half_split": _rotate, "vla_adapter": vla_adapter.turn}
+ROTARY: dict[str, Rotary] = {"half_split": _rotate, "vla_adapter": vla_adapter.rotate}
 
 
 class KeyValue(nnx.Module):
@@ -59,8 +59,8 @@ class KeyValue(nnx.Module):
         self.k_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
         self.v_proj = Linear(inputs, heads, axes=("embed", "heads", "head_dim"))
 
-    def __call__(self, x: Float[Array, "b z d"], turn: Turn) -> Source:
-        return Source(turn(self.k_proj(x)), self.v_proj(x))
+    def __call__(self, x: Float[Array, "b z d"], rotary: Rotary) -> Source:
+        return Source(rotary(self.k_proj(x)), self.v_proj(x))
 
 
 class Block(nnx.Module):
@@ -70,7 +70,7 @@ class Block(nnx.Module):
         head = config.action_head
         width, context_width = head.width, config.language.width
         self.pro, self.joint = head.block == "pro", head.concat == "joint_softmax"
-        self.turn = TURNS[head.rotary] if self.pro else _keep
+        self.rotary = ROTARY[head.rotary] if self.pro else _keep
         heads = (head.num_heads, width // head.num_heads)
         self.names = ("latents", "query", "vision") + (("seg",) if head.inject_seg else ())
         self.q_proj = Linear(width, heads, axes=("embed", "heads", "head_dim"))
@@ -91,7 +91,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"], context: Context) -> Float[Array, "b t d"]:
         with jax.named_scope("attention"):
-            queries = self.turn(self.q_proj(x))
+            queries = self.rotary(self.q_proj(x))
             sources = [self._source(name, x if name == "latents" else context[name]) for name in self.names]
             if self.joint:
                 y = attend(queries, *sources)
@@ -103,7 +103,7 @@ class Block(nnx.Module):
 
     def _source(self, name: str, tokens: Float[Array, "b z d"]) -> Source:
         project = self.sources[name] if self.pro else self.shared
-        source = project(tokens, self.turn)
+        source = project(tokens, self.rotary)
         return source._replace(gain=jnp.tanh(self.gates[name][...])) if name in self.gates else source
 
 

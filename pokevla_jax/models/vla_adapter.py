@@ -37,7 +37,7 @@ class ProjectedLatents(nnx.Module):
         return jax.nn.relu(self.fc1(self.norm(x.astype(dtype))))
 
 
-def turn(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
+def rotate(x: Float[Array, "b z h k"]) -> Float[Array, "b z h k"]:
     """``x`` times cosines plus its swapped neighbours times sines, at positions 0, 1, ...; no rotation.
 
     Dimensions 2i and 2i + 1 are mixed, but the angles are laid out for mixing i with i + k/2: the two of a pair get

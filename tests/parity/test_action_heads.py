@@ -11,7 +11,7 @@ import torch
 from pokevla_jax.config import ActionHeadConfig
 from pokevla_jax.models import presets
 from pokevla_jax.models import vla_adapter
-from pokevla_jax.models.action_head import TURNS
+from pokevla_jax.models.action_head import ROTARY
 from pokevla_jax.models.action_head import ActionHead
 from pokevla_jax.models.layers import MLP
 from tests.parity import mappings
@@ -153,7 +153,7 @@ def test_without_noise_and_positions_the_original_head_repeats_its_first_action(
 def test_released_positions_are_counted_in_the_heads_dtype(dtype):
     length, size = 512, 112
     x = jnp.broadcast_to(jnp.eye(size, dtype=dtype), (1, length, size, size))
-    ours = np.asarray(vla_adapter.turn(x)[0].astype(jnp.float32)).swapaxes(1, 2)
+    ours = np.asarray(vla_adapter.rotate(x)[0].astype(jnp.float32)).swapaxes(1, 2)
     expected = reference.turning_matrices(length, size, released=True, dtype=getattr(torch, dtype)).float().numpy()
     # Cosines of equal angles differ in the last bit between libraries; a wrong angle differs by order one.
     np.testing.assert_allclose(ours, expected, atol=3e-5 if dtype == "float32" else 2**-8)
@@ -165,7 +165,7 @@ def test_released_positions_are_counted_in_the_heads_dtype(dtype):
 def test_half_split_positions_are_exact_in_bfloat16():
     """PokeVLA's own rotation takes its angles in float32 whatever the network computes in."""
     x = np.random.default_rng(0).normal(size=(1, 512, 1, 16)).astype(np.float32)
-    low = np.asarray(TURNS["half_split"](jnp.asarray(x, jnp.bfloat16)).astype(jnp.float32))
+    low = np.asarray(ROTARY["half_split"](jnp.asarray(x, jnp.bfloat16)).astype(jnp.float32))
     matrices = reference.turning_matrices(512, 16, released=False).numpy()
     np.testing.assert_allclose(low, np.einsum("zij,bzhj->bzhi", matrices, x), atol=0.05)
 
