@@ -111,7 +111,7 @@ def sequence_length(config: Config) -> int:
     model = config.model
     if config.stage == "vlm":
         return config.data.pack_length
-    return model.num_vision_tokens + model.max_prompt_length + 1 + model.action_head.num_queries
+    return model.num_vision_tokens + model.max_prompt_length + model.seg_token + model.action_head.num_queries
 
 
 def forward_flops(config: Config) -> dict[str, Flops]:
