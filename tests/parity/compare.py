@@ -82,6 +82,11 @@ def filled(module, params):
     return stacking.fill(module, jax.tree.map(jnp.asarray, params))
 
 
+def run_once(function, *inputs):
+    """The result of ``function``, compiled without optimisation, which would cost more than it saves."""
+    return jax.jit(function).lower(*inputs).compile({"xla_backend_optimization_level": 0})(*inputs)
+
+
 def stack(layers):
     return jax.tree.map(lambda *x: np.stack(x), *layers)
 

@@ -21,6 +21,7 @@ from tests.parity.compare import assert_same
 from tests.parity.compare import filled
 from tests.parity.compare import logit_spread
 from tests.parity.compare import randomise
+from tests.parity.compare import run_once
 from tests.parity.torch_reference import action_head as reference
 
 RELEASED = dict(inject_seg=False, context="layerwise", latents="projected", rotary="vla_adapter")
@@ -65,8 +66,7 @@ class Pair:
         layerwise = self.config.action_head.context == "layerwise"
         read = {name: x if layerwise else x[0] for name, x in self.context.items()}
         seg = read["seg"] if self.config.action_head.inject_seg else None
-        run = jax.jit(lambda *x: head(*x, key=self.key))
-        return run(read["vision"], seg, read["queries"], self.state)
+        return run_once(lambda *x: head(*x, key=self.key), read["vision"], seg, read["queries"], self.state)
 
     def theirs(self, model=None, key=None, **context):
         x = {name: torch.tensor(value) for name, value in (self.context | context).items()}

@@ -1,6 +1,5 @@
 """The language model against ``transformers``' Qwen2: every hidden state, with padding in the middle."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from tests.parity.compare import assert_same
 from tests.parity.compare import filled
 from tests.parity.compare import logit_spread
 from tests.parity.compare import randomise
+from tests.parity.compare import run_once
 
 SMALL = LanguageConfig(
     vocab_size=30, width=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=40, rope_theta=1e6
@@ -42,7 +42,7 @@ class Pair:
             last, states = decoder(embedded, *masks, all_layers=True)
             return states, decoder.logits(last)
 
-        states, logits = jax.jit(run)(self.tokens, self.valid)
+        states, logits = run_once(run, self.tokens, self.valid)
         return np.asarray(states)[:, self.valid], np.asarray(logits)[self.valid]
 
     def theirs(self, model=None, *, valid=None, positions=None):

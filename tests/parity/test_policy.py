@@ -21,6 +21,7 @@ from tests.parity import references
 from tests.parity.compare import assert_far
 from tests.parity.compare import assert_same
 from tests.parity.compare import randomise
+from tests.parity.compare import run_once
 from tests.parity.torch_reference import policy as reference
 from tests.parity.torch_reference.action_head import ProprioProjector
 
@@ -72,7 +73,6 @@ class Pair:
         self.params["action_head"] = mappings.action_head(self.head, self.proprio, config)
         for token in {"seg_token", "action_queries"} & set(shapes):
             self.params[token] = rng.normal(size=shapes[token].shape).astype(np.float32)
-        self.compiled = {}
 
     def _run(self, params, key):
         model, batch = stacking.bind(self.config, params), self.batch
@@ -80,11 +80,7 @@ class Pair:
         return model.act(hidden, batch["proprio"], key), model.vision(batch["images"])
 
     def ours(self, key=None):
-        if (key is None) not in self.compiled:
-            # Run once or twice: what the optimiser of the compiler would save is less than what it costs.
-            lowered = jax.jit(self._run).lower(self.params, key)
-            self.compiled[key is None] = lowered.compile({"xla_backend_optimization_level": 0})
-        actions, vision = self.compiled[key is None](self.params, key)
+        actions, vision = run_once(self._run, self.params, key)
         self.vision = np.asarray(vision)
         return np.asarray(actions)
 
@@ -134,32 +130,16 @@ def test_the_wiring_is_the_reference_and_every_other_is_not(name):
     ours = pair.ours()
     assert_same(ours, pair.theirs())
     head = pair.config.action_head
-    inside = pair.config.vision_position == "after_first_token"
-    if inside:
+    if pair.config.vision_position == "after_first_token":
         assert_far(ours, pair.theirs(shift=int(not head.shifted_context)))
     else:
         assert_far(ours, pair.theirs(splice=1))
     assert_far(ours, pair.theirs(layerwise=head.context == "last"))
 
 
-@pytest.mark.parametrize("preset", ["pokevla", "vla_adapter_pro"])
-def test_read_one_position_early_the_last_query_is_never_read(preset):
-    pair = Pair(small(preset))
-    before = pair.ours()
-    pair.params["action_queries"][-1] += 1
-    unread = np.array_equal(before, pair.ours())
-    assert unread == (preset == "vla_adapter_pro")
-
-
-@pytest.mark.parametrize("preset", ["pokevla", "vla_adapter_pro"])
-def test_training_noise_is_the_keys_and_only_where_latents_are_projected(preset):
-    pair = Pair(small(preset))
-    key = jax.random.key(5)
+def test_training_noise_is_drawn_from_the_key():
+    pair, key = Pair(small("vla_adapter_pro")), jax.random.key(5)
     ours = pair.ours(key)
-    if preset == "pokevla":
-        np.testing.assert_array_equal(ours, pair.ours())
-        return
     noise = torch.tensor(np.asarray(0.02 * jax.random.normal(key, (8, 7 * 32))))
     assert_same(ours, pair.theirs(noise))
     assert_far(ours, pair.theirs())
-    assert_far(ours, pair.ours(jax.random.key(6)))

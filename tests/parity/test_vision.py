@@ -22,6 +22,7 @@ from tests.parity.compare import assert_same
 from tests.parity.compare import filled
 from tests.parity.compare import logit_spread
 from tests.parity.compare import randomise
+from tests.parity.compare import run_once
 from tests.parity.torch_reference.projectors import FusedProjector
 
 SMALL = dict(width=16, depth=3, num_heads=2, mlp_dim=32)
@@ -51,7 +52,7 @@ class Pair:
     def ours(self):
         params = {"dinov2": mappings.dinov2, "siglip": mappings.siglip}[self.name](self.model, self.tower)
         tower = filled(Tower(self.tower, self.vision), params)
-        return jax.jit(lambda images: tower(images, dtype=jnp.float32, remat="none"))(self.images)
+        return run_once(lambda images: tower(images, dtype=jnp.float32, remat="none"), self.images)
 
     def theirs(self, model=None, *, block=-2, transpose=False):
         tower, images = self.tower, self.images.swapaxes(1, 2) if transpose else self.images
@@ -158,7 +159,7 @@ def test_a_tower_at_full_width_is_the_reference(name):
 def project(inputs, hidden, outputs):
     model = randomise(FusedProjector(inputs, hidden, outputs))
     x = np.random.default_rng(0).normal(size=(2, 5, inputs)).astype(np.float32)
-    ours = jax.jit(filled(Projector(inputs, hidden, outputs), mappings.mlp(model)).__call__)(x)
+    ours = run_once(filled(Projector(inputs, hidden, outputs), mappings.mlp(model)), x)
     return model, torch.tensor(x), ours
 
 
@@ -192,7 +193,7 @@ def test_vision_tokens_are_view_by_view_dinov2_before_siglip():
         order = [(view, tower) for view in (0, 1) for tower in (encoder.dinov2, encoder.siglip)]
         return encoder(images), [tower(images[:, view], dtype=jnp.float32, remat="none") for view, tower in order]
 
-    ours, towers = jax.jit(run)(images)
+    ours, towers = run_once(run, images)
     dinov2, siglip, wrist_dinov2, wrist_siglip = (torch.tensor(np.asarray(x)) for x in towers)
     first, wrist = torch.cat([dinov2, siglip], -1), torch.cat([wrist_dinov2, wrist_siglip], -1)
     assert_same(ours, model(torch.cat([first, wrist], 1)))
