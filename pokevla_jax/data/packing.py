@@ -200,6 +200,16 @@ def packed_iterator(
     )
 
 
+def describe(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> str:
+    """Conversations and rows of the first epoch, and the fraction of their positions that stays empty."""
+    parts, lengths = corpus_parts(config, corpus, tokenizer)
+    plan = PackedOrder(parts, lengths, corpus.num_images, config, config.seed).epoch(0)
+    return (
+        f"{len(plan.members)} conversations an epoch in {len(plan)} rows of {config.data.pack_length} positions, "
+        f"{plan.padding:.1%} padding"
+    )
+
+
 def packed_holdout(
     config: Config,
     corpus: Corpus,

@@ -90,7 +90,9 @@ def make_data(config: Config) -> TrainData:
         iterate=iterate,
         holdout=holdout,
         assets={"tokenizer": tokenizer.to_json(), "dataset": str(config.data.path)},
-        description=f"{len(corpus)} conversations of {', '.join(corpus.sources)} from {config.data.path}",
+        description=(
+            f"{packing.describe(config, corpus, tokenizer)}, of {', '.join(corpus.sources)} from {config.data.path}"
+        ),
     )
 
 
