@@ -10,6 +10,7 @@ counted, and packed rows count as one causal sequence.
     MFU = student FLOPs of a sample x samples per second / (devices x peak FLOP/s of one device in bfloat16)
 """
 
+import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Set
@@ -40,6 +41,7 @@ PEAK_FLOPS = {
 }
 
 TEACHERS = ("teacher/sam", "teacher/vggt")
+_ADAPTER = re.compile(r"/lora_[ab]$")
 
 
 @dataclass(frozen=True)
@@ -148,22 +150,30 @@ def train_flops(config: Config, names: Iterable[str], frozen: Set[str]) -> Train
         frozen: those that are not trained.
     """
     forward = forward_flops(config)
-    trained = {name for name in names if name not in frozen}
-    adapted = config.optimizer.lora_rank > 0
+    learning = {name for name in names if name not in frozen}
+    # A part with adapters passes gradients on to the first of them, whatever else in it is frozen.
+    trained = {name for name in learning if not _ADAPTER.search(name)}
+    adapted = learning - trained
 
-    def any_trained(*prefixes: str) -> bool:
-        return any(name.startswith(prefix) for name in trained for prefix in prefixes)
+    def any_trained(*prefixes: str, of: Set[str] = trained) -> bool:
+        return any(name.startswith(prefix) for name in of for prefix in prefixes)
 
-    towers = {name: any_trained(f"vision/{name}/") for name in ("dinov2", "siglip")}
-    vision_tokens = any(towers.values()) or any_trained("vision/") or adapted
-    sequence = vision_tokens or any_trained("language/embed_tokens", "seg_token", "action_queries")
-    states = sequence or any_trained("language/")
-    # Per part: are its weights trained, and does anything before it need a gradient?
+    def learns(*prefixes: str) -> bool:
+        return any_trained(*prefixes, of=learning)
+
+    def within(prefix: str) -> bool:
+        return any_trained(prefix, of=adapted)
+
+    vision_tokens = learns("vision/")
+    sequence = vision_tokens or learns("language/embed_tokens", "seg_token", "action_queries")
+    states = sequence or learns("language/")
+    features = learns("vision/dinov2/", "vision/siglip/")
+    # Per part: are its weights trained, and does anything before or beside them need a gradient?
     paths = {
-        "vision/dinov2": (towers["dinov2"], adapted),
-        "vision/siglip": (towers["siglip"], adapted),
-        "vision/projector": (any_trained("vision/projector/"), any(towers.values()) or adapted),
-        "language": (any_trained("language/layers/"), sequence),
+        "vision/dinov2": (any_trained("vision/dinov2/"), within("vision/dinov2/")),
+        "vision/siglip": (any_trained("vision/siglip/"), within("vision/siglip/")),
+        "vision/projector": (any_trained("vision/projector/"), features or within("vision/projector/")),
+        "language": (any_trained("language/layers/"), sequence or within("language/layers/")),
         "lm_head": (any_trained("language/embed_tokens"), states),
         "action_head": (any_trained("action_head/"), states),
         "image_encoder": (any_trained("segmentation/image_encoder/"), False),
