@@ -155,14 +155,15 @@ def train_flops(config: Config, names: Iterable[str], frozen: Set[str]) -> Train
     trained = {name for name in learning if not _ADAPTER.search(name)}
     adapted = learning - trained
 
-    def any_trained(*prefixes: str, of: Set[str] = trained) -> bool:
-        return any(name.startswith(prefix) for name in of for prefix in prefixes)
+    def weights(prefix: str) -> bool:
+        # Matrices: beside adapters norms and tokens may still be trained, at no products.
+        return any(name.startswith(prefix) and name.endswith("/kernel") for name in trained)
 
     def learns(*prefixes: str) -> bool:
-        return any_trained(*prefixes, of=learning)
+        return any(name.startswith(prefix) for name in learning for prefix in prefixes)
 
     def within(prefix: str) -> bool:
-        return any_trained(prefix, of=adapted)
+        return any(name.startswith(prefix) for name in adapted)
 
     vision_tokens = learns("vision/")
     sequence = vision_tokens or learns("language/embed_tokens", "seg_token", "action_queries")
@@ -170,16 +171,16 @@ def train_flops(config: Config, names: Iterable[str], frozen: Set[str]) -> Train
     features = learns("vision/dinov2/", "vision/siglip/")
     # Per part: are its weights trained, and does anything before or beside them need a gradient?
     paths = {
-        "vision/dinov2": (any_trained("vision/dinov2/"), within("vision/dinov2/")),
-        "vision/siglip": (any_trained("vision/siglip/"), within("vision/siglip/")),
-        "vision/projector": (any_trained("vision/projector/"), features or within("vision/projector/")),
-        "language": (any_trained("language/layers/"), sequence or within("language/layers/")),
-        "lm_head": (any_trained("language/embed_tokens"), states),
-        "action_head": (any_trained("action_head/"), states),
-        "image_encoder": (any_trained("segmentation/image_encoder/"), False),
-        "mask_decoder": (any_trained("segmentation/coarse", "segmentation/fine", "segmentation/seg_"), states),
-        "align_projector": (any_trained("align_projector/"), states),
-        "keypoint_head": (any_trained("keypoint_head/"), states),
+        "vision/dinov2": (weights("vision/dinov2/blocks/"), within("vision/dinov2/")),
+        "vision/siglip": (weights("vision/siglip/blocks/"), within("vision/siglip/")),
+        "vision/projector": (weights("vision/projector/"), features or within("vision/projector/")),
+        "language": (weights("language/layers/"), sequence or within("language/layers/")),
+        "lm_head": (learns("language/embed_tokens"), states),
+        "action_head": (weights("action_head/"), states),
+        "image_encoder": (weights("segmentation/image_encoder/"), False),
+        "mask_decoder": (weights("segmentation/seg_"), states),
+        "align_projector": (weights("align_projector/"), states),
+        "keypoint_head": (weights("keypoint_head/"), states),
     }
     backward = {
         name: 0.0 if name in TEACHERS else part.backward(trained=paths[name][0], input_gradient=paths[name][1])

@@ -17,6 +17,7 @@ from pokevla_jax.models import vggt
 from pokevla_jax.sharding import flatten
 from pokevla_jax.training import optimizer
 from pokevla_jax.training import stage2
+from pokevla_jax.training import stages
 
 
 def traced(function, *arguments):
@@ -56,7 +57,7 @@ def experiment(model, **optimizer_changes):
 
 def traced_step(config):
     """Traced FLOPs of loss and gradient for one sample, the parameters that exist, and the frozen ones."""
-    objective = stage2.make_objective(config)
+    objective = stages.make_objective(config)
     names = flatten(objective.abstract_params)
     frozen = optimizer.frozen_names(objective.trainable, config.optimizer.freeze)
     trained, rest = optimizer.split(objective.abstract_params, frozen)
@@ -87,6 +88,29 @@ def test_training_step_counts_what_jax_traces(freeze):
     half = flops.forward_flops(config)["language"].mixing
     half *= 3 if counted.backward["language"] else 1
     assert counted.student + half == pytest.approx(expected, rel=0.02)
+
+
+def test_adapters_let_gradients_pass_frozen_weights():
+    config = experiment(presets.tiny(), lora_rank=2)
+    expected, names, frozen = traced_step(config)
+    # Each adapter: a product with its input forward, and one by its weights and one by its input backward.
+    positions = {"vision/dinov2": 2 * 69, "vision/siglip": 2 * 64, "vision/projector": 2 * 64, "language": 161}
+    sizes = {name: leaf.size for name, leaf in names.items() if "/lora_" in name}
+    own = sum(
+        6 * size * count for name, size in sizes.items() for part, count in positions.items() if name.startswith(part)
+    )
+    half = 3 * flops.forward_flops(config)["language"].mixing
+    assert sizes
+    assert flops.train_flops(config, names, frozen).student + half + own == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("freeze", [(), ("vision/dinov2/.*", "vision/siglip/.*")], ids=["trained", "frozen towers"])
+def test_a_packed_row_of_stage_1_counts_what_jax_traces(freeze):
+    config = dataclasses.replace(experiment(presets.tiny(), freeze=freeze), stage="vlm")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, pack_length=192, pack_images=2))
+    expected, names, frozen = traced_step(config)
+    half = 3 * flops.forward_flops(config)["language"].mixing
+    assert flops.train_flops(config, names, frozen).student + half == pytest.approx(expected, rel=0.02)
 
 
 VARIANTS = {
