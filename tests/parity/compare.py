@@ -28,14 +28,18 @@ def randomise(model, seed=0, *, logit_gain=1.5):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            layer = name.removesuffix(".weight").split(".")[-1]
             if name.endswith("bias"):
                 parameter.copy_(0.5 * noise)
             elif parameter.ndim == 1:  # scales of norms, LayerScale, gates
                 parameter.copy_(1 + 0.3 * noise)
-            elif parameter.ndim == 3 or any(part in name for part in ("token", "embed.", "embeddings.", "latents")):
+            elif (
+                parameter.ndim == 3
+                or "token" in layer
+                or any(part in name for part in ("embed.", "embeddings.", "latents"))
+            ):
                 parameter.copy_(noise)
             else:
-                layer = name.removesuffix(".weight").split(".")[-1]
                 attention = layer.startswith(("q_proj", "k_", "query", "key", "qkv"))
                 fan_in = parameter[0].numel()
                 parameter.copy_((logit_gain if attention else 1.0) * fan_in**-0.5 * noise)

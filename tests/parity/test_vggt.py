@@ -28,7 +28,7 @@ SMALL = VggtConfig(
 )
 
 
-def build(config, *, wrong=None, seed=0):
+def build(config, *, wrong=None, seed=0, gain=1.5):
     model = reference.Aggregator(
         width=config.width,
         heads=config.num_heads,
@@ -40,7 +40,8 @@ def build(config, *, wrong=None, seed=0):
         registers=config.num_registers,
         wrong=wrong,
     )
-    randomise(model, seed, logit_gain=3.0)
+    randomise(model, seed, logit_gain=gain)
+    randomise(model.patch_embed, seed + 1, logit_gain=gain)  # by the names of a ViT of its own
     with torch.no_grad():  # Normed queries have unit variance; twice that makes attention choose.
         for block in [*model.frame_blocks, *model.global_blocks]:
             block.attn.q_norm.weight.mul_(2)
@@ -196,7 +197,12 @@ def reference_shapes(config):
 
 
 @pytest.mark.full_size
-def test_full_width_two_views_at_518_pixels():
-    config = dataclasses.replace(VggtConfig(), embed_depth=1, depth=1)
+def test_two_pairs_at_full_width():
+    # 14 x 14 patches a view; the reference in float64, whose attention over 518 pixels would not fit.
+    config = dataclasses.replace(VggtConfig(), embed_depth=2, depth=2, image_size=196)
     model, images = build(config), pictures(config)[:1]
-    assert_same(run(ours(model, config), images), theirs(model, images)[-1])
+    result = run(ours(model, config), images)
+    assert_same(result, theirs(model.double(), images.astype(np.float64))[-1])
+    assert all(
+        block.attn.spread > 1 for block in [*model.patch_embed.blocks, *model.frame_blocks, *model.global_blocks]
+    )
