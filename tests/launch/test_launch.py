@@ -251,3 +251,28 @@ def test_xla_knows_the_flags_for_gpus():
         ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.stdout.strip() == "1", result.stderr
+
+
+COMPILE = """
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+place = jax.sharding.SingleDeviceSharding(devices[0])
+x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=place)
+jax.jit(lambda x: x @ x).lower(x).compile()
+"""
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize("more", ["", " --xla_tpu_no_such_flag=true"])
+def test_the_tpu_compiler_knows_the_flags_for_tpus(more):
+    """libtpu ends the process at a flag that it does not know, as the second case shows."""
+    script = f'source launch/env.sh && export LIBTPU_INIT_ARGS+="{more}" && exec "$POKEVLA_PYTHON" -c \'{COMPILE}\''
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    environment |= {"POKEVLA_ACCELERATOR": "tpu", "POKEVLA_PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (result.returncode == 0) == (not more), result.stderr[-2000:]
