@@ -208,9 +208,11 @@ def main() -> None:
                 rates[label].append(rate(batches, arguments.seconds))
                 batches.close()  # type: ignore[attr-defined]
         for label, values in rates.items():
+            speeds, costs = zip(*values, strict=True)
             figures = {
-                "samples_per_second": round(statistics.median(values), 1),
-                "rounds": [round(v, 1) for v in values],
+                "samples_per_second": round(statistics.median(speeds), 1),
+                "processor_ms_per_sample": round(statistics.median(costs), 2),
+                "rounds": [round(speed, 1) for speed in speeds],
             }
             print(json.dumps({"reader": label, "cores": len(cores), **figures}), flush=True)
 
