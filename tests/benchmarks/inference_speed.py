@@ -3,8 +3,8 @@
 Each runs in a process of its own, on the same cores; the two take turns, one observation at a time, so that whatever
 else the machine does meets both. Other programs on the machine still cost PyTorch far more than JAX, whose threads do
 not wait in a loop for each other: set ``OMP_WAIT_POLICY=PASSIVE`` there, and look at the processor time. What is timed
-is all of it: two 256-pixel images, a sentence and a state in, actions for the controller out. Weights are random, unless
-``--checkpoint`` and ``--torch`` name a network and its export.
+is all of it: two 256-pixel images, a sentence and a state in, actions for the controller out. Weights are random,
+unless ``--checkpoint`` and ``--torch`` name a network and its export.
 """
 
 import argparse
