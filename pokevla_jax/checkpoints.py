@@ -195,7 +195,8 @@ def _config(folder: epath.Path, assets: Mapping[str, Any]) -> Config:
 
 def _read(folder: epath.Path, item: str, sharding: jax.sharding.Sharding, choose: Callable[[Params], Params]) -> Params:
     """The arrays of an item that ``choose`` leaves of its tree; no others are read."""
-    handler = ocp.PyTreeCheckpointHandler()
+    # Beside the arrays themselves, little of what is being decoded lies in memory.
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1)
     try:
         shapes = choose(handler.metadata(folder / item).tree)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
