@@ -222,6 +222,8 @@ class _Analysis:
         computation, found = self._program.computations[name], []
         for instruction in computation.instructions:
             kind = _kind(instruction.opcode)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"  # XLA for TPU writes it as a sum of which each device keeps its slice.
             if kind is not None:
                 found.append((self._price(instruction, computation, kind), instruction.chain))
             elif "calls" in instruction.called:

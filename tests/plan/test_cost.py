@@ -52,6 +52,16 @@ def test_what_the_schedule_overlaps_is_hidden_and_the_rest_is_not():
     assert tally.waits["jit(train_step)/grad_norm"] == pytest.approx(reduce)
 
 
+def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    text = programs.COLLECTIVES.replace(
+        "ROOT %reduce-scatter.1 = bf16[256,1024]{1,0} reduce-scatter(%g)",
+        "ROOT %all-reduce.9 = bf16[1024,1024]{1,0} all-reduce(%g)",
+    )
+    assert analyze(text).bytes == analyze(programs.COLLECTIVES).bytes
+    elsewhere = analyze(text.replace("%all-reduce-scatter.1", "%fused_computation.1"))
+    assert elsewhere.bytes["all-reduce"] > 1.9 * analyze(text).bytes["reduce-scatter"]
+
+
 def test_compute_behind_the_end_hides_nothing():
     lines = programs.COLLECTIVES.splitlines()
     done = next(i for i, line in enumerate(lines) if "all-gather-done.1 =" in line)
