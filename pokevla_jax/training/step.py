@@ -22,9 +22,8 @@ from pokevla_jax.training.optimizer import merge
 from pokevla_jax.training.state import TrainState
 from pokevla_jax.typing import Batch
 
-
 # Left alone, XLA for TPU cuts the products with gathered weights, and those that make their gradients, into loops that
-# pass the pieces around. Gathering and scattering whole layers moves the same bytes with a fraction of the instructions.
+# pass the pieces around. Whole layers at once move the same bytes with a fraction of the instructions.
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
