@@ -24,10 +24,10 @@ from pokevla_jax.typing import Batch
 
 # Left alone, XLA for TPU cuts the products with gathered weights, and those that make their gradients, into loops that
 # pass the pieces around. Whole layers at once move the same bytes with a fraction of the instructions.
-TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+TPU_OPTIONS: dict[str, str | bool] = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """Options of XLA for the train step, by the kind of device."""
     return dict(TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else {}
 
