@@ -1,10 +1,11 @@
-"""``--policy``: a checkpoint folder, ``torch:DIR``, ``expert``, ``random`` or ``replay[:DATASET]``.
+"""``--policy``: a checkpoint folder, ``ws://HOST:PORT``, ``torch:DIR``, ``expert``, ``random`` or ``replay[:DATASET]``.
 
 Resolved before anything runs.
 """
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from eval.agents import Agent
+from eval.agents import CheckpointAgent
 from eval.agents import Chunk
 from eval.agents import ExpertAgent
 from eval.agents import RandomAgent
@@ -24,6 +26,10 @@ from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.protocol import POLICY_PACKAGES
 from eval.protocol import versions
+from eval.remote_policy import API_KEY
+from eval.remote_policy import SCHEMES
+from eval.remote_policy import RemoteInfer
+from eval.remote_policy import read_server
 from eval.scenes import Scenes
 from eval.torch_policy import PACKAGES as TORCH_PACKAGES
 from eval.torch_policy import LoadTorchPolicy
@@ -79,6 +85,8 @@ def resolve_policy(
         EvaluationError: for a name that is neither a built-in policy nor a checkpoint folder, or options that do not
             go with it.
     """
+    if name.startswith(SCHEMES):
+        return _served(name, step=step, execute=execute)
     kind, _, rest = name.partition(":")
     if kind in ("expert", "random", "replay"):
         if step is not None or execute is not None:
@@ -173,8 +181,8 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
     path = Path(name)
     if not path.is_dir():
         raise EvaluationError(
-            f"--policy {name!r} is no folder, nor torch:DIR, expert, random or replay[:DATASET]; give a training "
-            "run's folder"
+            f"--policy {name!r} is no folder, nor ws://HOST:PORT, torch:DIR, expert, random or replay[:DATASET]; "
+            "give a training run's folder"
         )
     from pokevla_jax import checkpoints
 
@@ -189,7 +197,7 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
         "step": step,
         "seed": config.seed,
         "pictures": list(assets.pictures),
-        "fingerprint": folder_hash(folder / "params"),
+        "fingerprint": checkpoints.folder_hash(folder / "params"),
         "chunk": horizon,
         "execute": execute or horizon,
         "versions": versions(POLICY_PACKAGES),
@@ -198,18 +206,39 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
 
 
 def _exported(path: Path, *, workers: int, execute: int | None) -> PolicyChoice:
+    from pokevla_jax import checkpoints
+
     found = read_facts(path)
     horizon = _checked_horizon(found["action_horizon"], execute)
     facts = {
         "kind": "torch",
         "label": control_label(found["zero_images"], found["zero_language"]),
         **{name: found[name] for name in ("preset", "step", "seed", "pictures")},
-        "fingerprint": folder_hash(path),
+        "fingerprint": checkpoints.folder_hash(path),
         "chunk": horizon,
         "execute": execute or horizon,
         "versions": versions(TORCH_PACKAGES),
     }
     return PolicyChoice(facts, load=LoadTorchPolicy(path.resolve(), workers), execute=execute)
+
+
+def _served(address: str, *, step: int | Literal["best"] | None, execute: int | None) -> PolicyChoice:
+    if step is not None:
+        raise EvaluationError("--step goes with a checkpoint's folder; give it to pokevla-serve instead")
+    key = os.environ.get(API_KEY) or None
+    found = read_server(address, key)
+    horizon = _checked_horizon(found["action_horizon"], execute)
+    facts = {
+        "kind": "server",
+        "label": control_label(found["zero_images"], found["zero_language"]),
+        **{name: found[name] for name in ("preset", "step", "seed", "pictures", "fingerprint")},
+        "chunk": horizon,
+        "execute": execute or horizon,
+        "versions": found["packages"],
+    }
+    # Each simulator asks the server itself, which batches them: no policy process here.
+    agent = CheckpointAgent(RemoteInfer(address, found["fingerprint"], key))
+    return PolicyChoice(facts, agent, execute=execute)
 
 
 def _checked_horizon(horizon: int, execute: int | None) -> int:
@@ -222,16 +251,6 @@ def control_label(zero_images: bool, zero_language: bool) -> str:
     """What a report calls a checkpoint: ``policy``, or the control that its configuration makes of it."""
     senses = [name for name, zero in (("blind", zero_images), ("no-language", zero_language)) if zero]
     return f"{'-'.join(senses)}-trained" if senses else "policy"
-
-
-def folder_hash(path: Path) -> str:
-    """Hash of the names and bytes of all files of a folder: which weights these are, without loading them."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _fingerprint(demonstrations: dict[tuple[str, int], Chunk]) -> str:

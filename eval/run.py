@@ -60,7 +60,8 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``run``."""
     add = parser.add_argument
-    add("--policy", required=True, help="a training run's folder, or torch:DIR, expert, random, replay[:DATASET]")
+    policies = "a training run's folder, or ws://HOST:PORT, torch:DIR, expert, random, replay[:DATASET]"
+    add("--policy", required=True, help=policies)
     add("--run-dir", type=Path, required=True, help="folder of results; the same command again runs what is missing")
     add("--suite", default="libero_object", help="libero_spatial, libero_object, libero_goal or libero_10")
     add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all")

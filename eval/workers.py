@@ -3,7 +3,6 @@
 Both are plain classes; ``eval.driver`` makes Ray actors of them.
 """
 
-import asyncio
 import os
 import time
 import traceback
@@ -18,6 +17,7 @@ from eval.results import Record
 from eval.scenes import Scenes
 from eval.videos import VideoOptions
 from eval.videos import write_video
+from pokevla_jax.serving.batching import Batcher
 
 
 class Simulator:
@@ -77,14 +77,12 @@ class Simulator:
 class PolicyServer:
     """Answers every simulator's look, as many at once as are waiting when the network becomes free.
 
-    No timer: while one batch computes, the next one gathers. The policy pads batches to its fixed sizes, compiled
-    before the first episode.
+    The policy pads batches to its fixed sizes, compiled before the first episode.
     """
 
     def __init__(self, load: Callable[[], Any]):
         self._policy = load()
-        self._waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[Chunk]]] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._batcher = Batcher(self._policy.infer, self._policy.max_batch_size)
 
     async def metadata(self) -> dict[str, Any]:
         """What the policy says about itself; answered when it is loaded and compiled."""
@@ -92,28 +90,7 @@ class PolicyServer:
 
     async def infer(self, observation: dict[str, Any]) -> Chunk:
         """The action chunk ``[t, a]`` of one observation."""
-        loop = asyncio.get_running_loop()
-        if self._task is None:
-            self._task = loop.create_task(self._serve())
-        future: asyncio.Future[Chunk] = loop.create_future()
-        await self._waiting.put((observation, future))
-        return await future
-
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = [await self._waiting.get()]
-            while not self._waiting.empty() and len(batch) < self._policy.max_batch_size:
-                batch.append(self._waiting.get_nowait())
-            observations = [observation for observation, _ in batch]
-            try:
-                chunks = await loop.run_in_executor(None, self._policy.infer, observations)
-            except Exception as error:
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
-            for (_, future), chunk in zip(batch, chunks, strict=True):
-                future.set_result(chunk)
+        return await self._batcher.infer(observation)
 
 
 def error_record(spec: EpisodeSpec, text: str, reason: str) -> Record:

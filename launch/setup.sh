@@ -102,7 +102,7 @@ setup::packages() {
   local pip=("$VENV/bin/pip" install --disable-pip-version-check --progress-bar off -c "$PROJECT/constraints.txt")
   setup::torch
   setup::quietly "${pip[@]}" -r "$PROJECT/requirements.txt" -r "$PROJECT/requirements-dev.txt"
-  setup::quietly "${pip[@]}" --no-deps -r "$PROJECT/requirements-sim.txt"
+  setup::quietly "${pip[@]}" --no-deps -r "$PROJECT/requirements-sim.txt" -r "$PROJECT/requirements-clients.txt"
   case "${POKEVLA_ACCELERATOR:-cpu}" in
     cpu) ;;
     tpu) setup::quietly "${pip[@]}" "jax[tpu]==$(sed -n 's/^jax==//p' "$PROJECT/requirements.txt")" ;;

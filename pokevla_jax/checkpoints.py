@@ -5,10 +5,12 @@ A run's folder holds ``config.json``, ``metrics.jsonl``, ``best.json`` and ``che
 versions): each step folder is sufficient by itself.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,6 +148,26 @@ def resolve(path: epath.PathLike, step: Step = None) -> epath.Path:
     if step not in steps:
         raise CheckpointError(f"{folder} has no step {step}; there are {_listed(steps)}")
     return folder / str(step)
+
+
+def folder_hash(path: epath.PathLike) -> str:
+    """Hash of the names and bytes of all files of a folder: which weights these are, without loading them."""
+    path = epath.Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(_files(path)):
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        content = hashlib.sha256()
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                content.update(block)
+        digest.update(content.digest())
+    return digest.hexdigest()[:16]
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """All files below; step by step, because buckets have no recursive pattern."""
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else (path,)
 
 
 def carried_file(step_folder: epath.PathLike) -> epath.Path | None:

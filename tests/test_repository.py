@@ -74,7 +74,7 @@ def test_command_explains_itself(path):
 
 
 def test_requirements_are_pinned():
-    for file in ("requirements.txt", "requirements-sim.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-sim.txt", "requirements-dev.txt", "requirements-clients.txt"):
         lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
         assert [line for line in lines if line and "==" not in line] == []
 

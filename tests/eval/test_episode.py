@@ -12,12 +12,12 @@ from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.policies import control_label
 from eval.policies import dataset_demonstrations
-from eval.policies import folder_hash
 from eval.policies import resolve_policy
 from eval.videos import VideoOptions
 from eval.videos import caption_banner
 from eval.workers import PolicyServer
 from eval.workers import Simulator
+from pokevla_jax import checkpoints
 from tests.eval import toy
 
 
@@ -194,11 +194,11 @@ def test_a_checkpoint_is_known_by_its_weights(tmp_path):
 
 def test_folder_hash_sees_names_and_bytes(tmp_path):
     (tmp_path / "x").write_text("1")
-    before = folder_hash(tmp_path)
+    before = checkpoints.folder_hash(tmp_path)
     (tmp_path / "x").write_text("2")
-    changed = folder_hash(tmp_path)
+    changed = checkpoints.folder_hash(tmp_path)
     (tmp_path / "x").rename(tmp_path / "y")
-    assert len({before, changed, folder_hash(tmp_path)}) == 3
+    assert len({before, changed, checkpoints.folder_hash(tmp_path)}) == 3
 
 
 def test_videos_are_wanted_by_outcome(tmp_path):
