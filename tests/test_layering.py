@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "pokevla_jax.plan": ("typing", "config", "models", "sharding", "data", "training", "flops"),
     "pokevla_jax.interop": ("typing", "config", "models", "sharding", "data", "checkpoints"),
     "pokevla_jax.policy": ("typing", "config", "models", "data", "checkpoints"),
-    "pokevla_jax.serving": ("typing", "config", "policy"),
+    "pokevla_jax.serving": (),
     "pokevla_jax.cli": (
         *("typing", "config", "models", "sharding", "data", "sim", "checkpoints", "training"),
         *("plan", "interop", "policy", "serving"),
@@ -39,7 +39,7 @@ EXCEPTIONS = {"pokevla_jax.sim.recorder": ("data",)}
 # Libraries, and the only parts that may import them. Loader workers and simulators are processes of their own: JAX
 # would take seconds to import there, and a TPU cannot be opened twice.
 LIBRARIES = {
-    "jax": ("models", "sharding", "checkpoints", "training", "plan", "interop", "policy", "serving", "cli"),
+    "jax": ("models", "sharding", "checkpoints", "training", "plan", "interop", "policy", "cli"),
     "flax": ("models", "interop"),
     "optax": ("training", "plan"),
     "mujoco": ("sim",),
@@ -194,6 +194,7 @@ def test_no_import_cycles():
     [
         ("pokevla_jax.data.transforms", {"jax", "torch", "tensorflow", "mujoco"}),
         ("pokevla_jax.sim.environment", {"jax", "torch", "tensorflow"}),
+        ("pokevla_jax.serving.server", {"jax", "torch", "tensorflow"}),
         ("pokevla_jax.policy", {"torch", "tensorflow", "mujoco", "transformers"}),
     ],
 )

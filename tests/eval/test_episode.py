@@ -155,7 +155,7 @@ def test_the_policy_server_batches_what_waits_and_survives_an_error():
 def test_policy_names(tmp_path):
     kwargs = {"specs": [toy.toy_spec()], "scenes": toy.ToyScenes()}
     assert resolve_policy("random", **kwargs).facts == {"kind": "random", "label": "random"}
-    with pytest.raises(EvaluationError, match="no folder, nor torch:DIR, expert, random or replay"):
+    with pytest.raises(EvaluationError, match="no folder, nor ws://HOST:PORT, torch:DIR, expert, random or replay"):
         resolve_policy("expret", **kwargs)
     with pytest.raises(EvaluationError, match="go with a checkpoint"):
         resolve_policy("random", execute=4, **kwargs)

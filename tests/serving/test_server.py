@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -343,7 +344,8 @@ def test_the_evaluator_refuses_other_weights_and_strangers(tmp_path):
     with serving(ToyPolicy(), facts=facts) as port:
         choice = resolve_policy(f"ws://127.0.0.1:{port}", specs=[], scenes=None)
         assert choice.facts["label"] == "blind-trained"
-        assert choice.agent.act(own(observation(4)))[0, 0] == 4
+        # As it travels to the simulators.
+        assert pickle.loads(pickle.dumps(choice.agent)).act(own(observation(4)))[0, 0] == 4
         with pytest.raises(ValueError, match="--execute 9: the policy's chunks have 8"):
             resolve_policy(f"ws://127.0.0.1:{port}", specs=[], scenes=None, execute=9)
         with pytest.raises(ValueError, match="--step goes with"):
