@@ -9,9 +9,7 @@ PyTorch in float64. Nothing of that repository is needed but ``prismatic/models/
 """
 
 import argparse
-import importlib.util
-import sys
-import types
+import importlib
 from pathlib import Path
 
 import jax
@@ -22,6 +20,7 @@ import torch
 from pokevla_jax.models import presets
 from pokevla_jax.models import stacking
 from pokevla_jax.models.action_head import ActionHead
+from tests.benchmarks.public_code import bare
 from tests.parity import mappings
 from tests.parity.compare import error
 from tests.parity.compare import randomise
@@ -29,18 +28,8 @@ from tests.parity.compare import randomise
 
 def load(checkout):
     """The modules of heads and projectors, without importing the packages around them."""
-    names = {
-        "prismatic.vla.constants": "prismatic/vla/constants.py",
-        "prismatic.models.action_heads": "prismatic/models/action_heads.py",
-        "prismatic.models.projectors": "prismatic/models/projectors.py",
-    }
-    for package in ("prismatic", "prismatic.vla", "prismatic.models"):
-        sys.modules[package] = types.ModuleType(package)
-    for name, path in names.items():
-        spec = importlib.util.spec_from_file_location(name, checkout / path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules["prismatic.models.action_heads"], sys.modules["prismatic.models.projectors"]
+    bare(checkout, "prismatic", "prismatic.vla", "prismatic.models")
+    return (importlib.import_module(f"prismatic.models.{name}") for name in ("action_heads", "projectors"))
 
 
 def theirs(head, proprio, states, state, dtype):
