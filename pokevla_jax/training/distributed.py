@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 import pokevla_jax
 from pokevla_jax import config as config_lib
@@ -28,6 +29,8 @@ from pokevla_jax.config import Config
 ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # A process that died is noticed after so long where its connections do not tell at once.
 HEARTBEAT_SECONDS = 60
+# How long the first process waits for the last one to have compiled.
+MEET_SECONDS = 3600
 
 
 class AgreementError(ValueError):
@@ -62,6 +65,19 @@ def _is_one_of_many(environment: Mapping[str, str]) -> bool:
     slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
     slice_ = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     return environment.get("POKEVLA_DISTRIBUTED") == "auto" or slurm or slice_
+
+
+def meet(name: str) -> None:
+    """Returns once every process has come here, by the coordination service alone.
+
+    Before the first collective: its connections (Gloo's) are given up after half a minute, and processes that compile
+    at different speeds are further apart than that.
+
+    Args:
+        name: of the place; a process comes to each place once.
+    """
+    if jax.process_count() > 1:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=MEET_SECONDS * 1000)
 
 
 def leave(status: int) -> NoReturn:

@@ -193,6 +193,7 @@ class _Run:
         self._train_step = make_train_step(objective, config, optimizer, mesh, factory.abstract, batch)
         self._eval_step = make_eval_step(objective, mesh, factory.abstract, batch)
         seconds = time.perf_counter() - start
+        distributed.meet("compiled")
         counted = count_flops(config, factory.abstract)
         self._speed = Speed(config, counted, mesh)
         lines = [("memory", banner.memory(factory.abstract, self._train_step))]
