@@ -27,6 +27,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # eval, configs and launch have names too common to be installed; they are run from the root.
     packages=find_packages(include=["pokevla_jax*"]),
+    package_data={"pokevla_jax": ["**/*.json"]},
     install_requires=_requirements("requirements.txt"),
     extras_require={"dev": _requirements("requirements-dev.txt")},
     entry_points={"console_scripts": [f"pokevla-{name} = pokevla_jax.cli.{name}:main" for name in COMMANDS]},
