@@ -68,7 +68,10 @@ class Batcher:
     def _results(self, observations: Sequence[Observation]) -> list[np.ndarray | Exception]:
         """A result or an error for each: the rows of a batch that fails run alone, so that none fails the others."""
         try:
-            return list(self._infer(observations))
+            results = list(self._infer(observations))
+            if len(results) != len(observations):
+                raise RuntimeError(f"The policy gave {len(results)} results for {len(observations)} observations")
+            return results
         except Exception as error:
             if len(observations) == 1:
                 return [error]

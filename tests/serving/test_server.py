@@ -35,7 +35,7 @@ from tests import policy_checkpoint as fake
 
 
 class ToyPolicy:
-    """Acts by the first pixel: 77 is an error of its own, 78 a defect; remembers its batches."""
+    """Acts by the first pixel: 77 is an error of its own, 78 and 79 are defects; remembers its batches."""
 
     max_batch_size = 4
 
@@ -56,7 +56,9 @@ class ToyPolicy:
             raise ValueError("cannot look at 77")
         if 78 in pixels:
             raise RuntimeError("a detail of the server")
-        return np.stack([np.full((8, 7), pixel, np.float32) for pixel in pixels])
+        # No row for 79.
+        rows = [np.full((8, 7), pixel, np.float32) for pixel in pixels if pixel != 79]
+        return np.array(rows, np.float32)
 
 
 @contextlib.contextmanager
@@ -203,7 +205,7 @@ def test_a_message_over_the_limit_ends_its_connection_alone():
 def test_waiting_observations_share_batches_and_errors_stay_with_their_own():
     policy = ToyPolicy(delay=0.1)
     with serving(policy) as port:
-        clients = [WebsocketClientPolicy("127.0.0.1", port) for _ in range(8)]
+        clients = [WebsocketClientPolicy("127.0.0.1", port) for _ in range(10)]
 
         def ask(pixel):
             try:
@@ -211,10 +213,12 @@ def test_waiting_observations_share_batches_and_errors_stay_with_their_own():
             except RuntimeError as error:
                 return str(error)
 
-        with ThreadPoolExecutor(8) as threads:
-            answers = list(threads.map(ask, range(70, 78)))
+        with ThreadPoolExecutor(10) as threads:
+            answers = list(threads.map(ask, range(70, 80)))
         assert answers[:7] == list(range(70, 77))
         assert answers[7].endswith("cannot look at 77")
+        assert "The server failed: RuntimeError" in answers[8]
+        assert "The server failed: RuntimeError" in answers[9]
         assert 1 < max(policy.batches) <= 4
 
 
