@@ -60,11 +60,16 @@ class RemoteInfer:
             try:
                 return self._connected().infer(observation)
             except ServerUnavailableError:
-                self._client = None
+                self._disconnect()
                 return self._connected().infer(observation)
         except (ServerUnavailableError, RefusedError) as error:
-            self._client = None
+            self._disconnect()
             raise EvaluationError(str(error)) from error
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+        self._client = None
 
     def _connected(self) -> PolicyClient:
         if self._client is None:

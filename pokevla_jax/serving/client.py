@@ -59,7 +59,11 @@ class PolicyClient:
             raise kind(f"The server at {address} refused the connection ({code}): {said}") from error
         except (OSError, InvalidHandshake) as error:
             raise ServerUnavailableError(f"No policy server answers at {address} ({error}); is it running?") from error
-        self.metadata = self._receive()
+        try:
+            self.metadata = self._receive()
+        except ValueError:
+            self.close()
+            raise
 
     def infer(self, observation: Mapping[str, Any]) -> np.ndarray:
         """The action chunk ``[t, a]`` of one observation.

@@ -58,7 +58,9 @@ def unpack(data: bytes | str) -> dict[str, Any]:
     except ProtocolError:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"The message is not the msgpack that openpi's clients send: {error}") from error
+        # Too deep a nesting has no words of its own.
+        reason = str(error) or type(error).__name__
+        raise ProtocolError(f"The message is not the msgpack that openpi's clients send: {reason}") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise ProtocolError(f"The message is a {type(message).__name__}; send a map of names to values")
     return message
