@@ -95,7 +95,10 @@ class PolicyClient:
             raise self._lost(error) from error
         if isinstance(message, str):
             raise RefusedError(message)
-        return protocol.unpack(message)
+        try:
+            return protocol.unpack(message)
+        except protocol.ProtocolError as error:
+            raise RefusedError(f"What answers at {self._address} is no policy server: {error}") from error
 
     def _lost(self, error: Exception) -> ServerUnavailableError:
         reason = str(error) or f"no answer within {self._timeout:g} s"

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import websockets.sync.client
+import websockets.sync.server
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
@@ -362,6 +363,12 @@ def test_the_evaluator_refuses_other_weights_and_strangers(tmp_path):
         resolve_policy(f"ws://127.0.0.1:{port}", specs=[], scenes=None)
     with serving(ToyPolicy()) as port, pytest.raises(ValueError, match="pokevla-serve"):
         resolve_policy(f"ws://127.0.0.1:{port}", specs=[], scenes=None)
+    with websockets.sync.server.serve(lambda connection: connection.send(b"\xc1"), "127.0.0.1", 0) as stranger:
+        threading.Thread(target=stranger.serve_forever).start()
+        address = f"ws://127.0.0.1:{stranger.socket.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"--policy {address}: What answers .* is no policy server"):
+            resolve_policy(address, specs=[], scenes=None)
+        stranger.shutdown()
     for address in ("ws://", "ws://127.0.0.1:1"):
         with pytest.raises(ValueError, match=f"--policy {address}: "):
             resolve_policy(address, specs=[], scenes=None)
