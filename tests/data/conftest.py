@@ -1,11 +1,6 @@
-"""The synthetic dataset, written once, and what is made of it.
-
-TensorFlow is loaded while tests are collected: loaded later, in a process where other tests have run already, its
-start-up code has crashed the interpreter. Commands that read TFRecords are processes of their own and not concerned.
-"""
+"""The synthetic dataset, written once, and what is made of it."""
 
 import pytest
-import tensorflow  # noqa: F401
 
 from pokevla_jax.data.normalize import compute_statistics
 from pokevla_jax.data.records import open_dataset

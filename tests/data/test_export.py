@@ -42,6 +42,7 @@ def test_lerobot_and_back(recordings, tmp_path):
     assert (info["codebase_version"], info["total_frames"], info["fps"]) == ("v3.0", 18, 20)
 
 
+@pytest.mark.tensorflow
 def test_rlds_and_back(recordings, tmp_path):
     import tensorflow as tf
 
@@ -69,6 +70,7 @@ def test_rlds_and_back(recordings, tmp_path):
     assert described["splits"][0]["shardLengths"] == ["3"]
 
 
+@pytest.mark.tensorflow
 def test_what_cannot_be_exported_leaves_nothing(tmp_path, capsys):
     synthetic.write(tmp_path / "some", num_episodes=2, every=4)
     out = tmp_path / "out"

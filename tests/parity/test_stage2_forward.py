@@ -110,7 +110,7 @@ def both():
         validate(Config(model=config))
         batch, model, table = make_batch(config), reference_of(config), names.table(config)
         params = to_ours(table, {name: x.detach().numpy() for name, x in model.state_dict().items()})
-        trainable = stage2.make_objective(config).trainable
+        trainable = stage2.make_objective(Config(model=config)).trainable
 
         def loss(params):
             outputs = stacking.bind(config, params)(batch, train=True)

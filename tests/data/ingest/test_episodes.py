@@ -62,6 +62,7 @@ def test_libero_hdf5_is_turned_upright_and_loses_its_noops(tmp_path):
     assert dataset.keypoints.shape == (15, 0, 3)
 
 
+@pytest.mark.tensorflow
 def test_rlds_of_libero(tmp_path):
     foreign.rlds(tmp_path / "in")
     dataset, summary = run("rlds", tmp_path / "in", tmp_path / "out", "--name", "libero_10")
@@ -79,6 +80,7 @@ def test_rlds_of_libero(tmp_path):
     np.testing.assert_array_equal(other.action[rows(other, 0)], np.delete(dataset.action[rows(dataset, 0)], 2, axis=0))
 
 
+@pytest.mark.tensorflow
 def test_open_x_gripper_opens_at_one(tmp_path):
     actions = foreign.episode_numbers(1)[1]
     foreign.rlds(tmp_path / "in", "bridge_dataset", count=2, shards=1)
@@ -174,6 +176,7 @@ def test_missing_parts_and_copies_of_a_file(tmp_path):
     assert reasons(summary) == expected
 
 
+@pytest.mark.tensorflow
 def test_broken_tfrecords(tmp_path):
     foreign.rlds(tmp_path / "in", count=6, shards=2)
     first, second = sorted((tmp_path / "in").glob("**/*.tfrecord*"))
@@ -187,6 +190,7 @@ def test_broken_tfrecords(tmp_path):
     assert reasons(summary) == {f"{first.name}/0": "truncated shard", f"{second.name}/2...": "truncated shard"}
 
 
+@pytest.mark.tensorflow
 def test_bad_features_of_an_rlds_episode(tmp_path):
     good = foreign.jpeg_bytes(foreign.picture(1))
     changes = {
