@@ -129,9 +129,7 @@ def test_the_whole_network_part_by_part(kind):
 def test_vla_adapters_positions_round_as_the_reference_does(dtype):
     """In bfloat16 positions above 256 fall together, which float32 would not show."""
     x = np.random.default_rng(0).normal(size=(1, 300, 2, 8)).astype(np.float32)
-    ours = vla_adapter.turn(
-        jnp.asarray(x, dtype),
-    ).astype(jnp.float32)
+    ours = vla_adapter.rotate(jnp.asarray(x, dtype)).astype(jnp.float32)
     tensor = torch.from_numpy(x).to(getattr(torch, dtype)).transpose(1, 2)
     rotary = action_head_pokevla.vla_adapter_rotary(torch.arange(300), 8, tensor.dtype)
     theirs = action_head_pokevla.vla_adapter_turn(tensor, rotary).float().transpose(1, 2)
