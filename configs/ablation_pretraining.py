@@ -7,13 +7,6 @@ Command (``ablation_none`` from another start):
     pokevla-train --config=configs/ablation_pretraining.py --config.data.path=DATA --workdir=RUN --init-from=STAGE1
 """
 
-from configs import common
-from pokevla_jax.models import presets
+from configs import ablation_none
 
-
-def get_config():
-    config = common.posttraining(presets.pokevla())
-    config.model.segmentation.weight = 0.0
-    config.model.action_head.inject_seg = False
-    config.model.geometry.weight = 0.0
-    return config
+get_config = ablation_none.get_config

@@ -26,6 +26,7 @@ from array_record.python import array_record_module
 
 from pokevla_jax.data import files
 from pokevla_jax.data import manifest as manifests
+from pokevla_jax.data import shards
 from pokevla_jax.data.codec import MAX_ENTRY_BYTES
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import decode_jpeg
@@ -43,7 +44,6 @@ METADATA_KEY = b"pokevla_corpus"
 PILLARS = ("general", "grounding", "affordance", "reasoning")
 """The four parts of the paper's pre-training corpus."""
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,49}")
 _MAX_TEXT = 1 << 20
 _MAX_IMAGES = 64
@@ -157,7 +157,7 @@ def write_corpus_shard(
         DataError: when a sample cannot be used.
     """
     directory = files.local(directory)
-    table_path = directory / f"{_checked_name(shard_name)}.parquet"
+    table_path = directory / f"{shards.checked_name(shard_name)}.parquet"
     if table_path.exists():
         raise FileExistsError(f"Shard {table_path} exists; choose another name or delete it first")
     directory.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ def open_corpus(directory: str | os.PathLike) -> Corpus:
         DataError: for a truncated or foreign shard, naming it.
     """
     directory = files.local(directory)
-    paths = corpus_shards(directory)
+    paths = shards.tables(directory)
     if not paths:
         raise FileNotFoundError(
             f"Corpus folder {directory} holds no complete shard (*.parquet); make one with pokevla-ingest"
@@ -326,23 +326,14 @@ def open_corpus(directory: str | os.PathLike) -> Corpus:
     return Corpus(directory, headers, tables)
 
 
-def corpus_shards(directory: Path) -> list[Path]:
-    """Tables of the complete shards of a folder, in the order of their names."""
-    return sorted(path for path in directory.glob("*.parquet") if _SHARD_NAME.fullmatch(path.stem))
-
-
 def read_shard(path: Path) -> tuple[dict[str, Any], pa.Table]:
     """Header and table of one shard, checked against the size of its records.
 
     Raises:
         DataError: when they are not a shard of this format, or damaged.
     """
-    try:
+    with shards.reading(path):
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"Table {path} cannot be read: {str(error)[:200]}; restore it from a copy or delete it"
-        ) from error
     metadata = table.schema.metadata or {}
     if METADATA_KEY not in metadata:
         raise DataError(f"Table {path} is not a shard of conversations; move it out of the corpus's folder")
@@ -351,18 +342,5 @@ def read_shard(path: Path) -> tuple[dict[str, Any], pa.Table]:
         raise DataError(f"Table {path} has format {header.get('format')!r}, this version reads {FORMAT}")
     if table.column_names != _SCHEMA.names or len(table) != header["num_samples"]:
         raise DataError(f"Table {path} has other columns or rows than its header says; restore it from a copy")
-    records = path.with_suffix(".arrayrecord")
-    size = records.stat().st_size if records.is_file() else None
-    if size != header["records_bytes"]:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise DataError(
-            f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
-            f"delete {path.name} to go on without the shard"
-        )
+    shards.check_records(path, header)
     return header, table
-
-
-def _checked_name(shard_name: str) -> str:
-    if not _SHARD_NAME.fullmatch(shard_name):
-        raise DataError(f"Shard name {shard_name!r} may hold letters, digits and _ . - only, at most 100 of them")
-    return shard_name

@@ -10,7 +10,6 @@ not exist, whatever else was left behind. Several processes may write different 
 import functools
 import json
 import os
-import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from array_record.python import array_record_module
 
 from pokevla_jax.data import files
 from pokevla_jax.data import manifest as manifests
+from pokevla_jax.data import shards
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
 from pokevla_jax.data.codec import decode_frame
@@ -52,14 +52,13 @@ __all__ = [
     "write_shard",
 ]
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _MAX_ROWS = 20_000_000
 _MAX_METADATA_BYTES = 256 << 20
 
 
 def shard_exists(directory: str | os.PathLike, shard_name: str) -> bool:
     """Whether the shard is complete on disk."""
-    return (files.local(directory) / f"{_checked_name(shard_name)}.parquet").is_file()
+    return (files.local(directory) / f"{shards.checked_name(shard_name)}.parquet").is_file()
 
 
 def write_shard(
@@ -131,7 +130,7 @@ def write_shard(
         pq.write_table(table, table_temp, compression="zstd")
         files.sync(table_temp)
         # Before anything appears: an episode id that the dataset has already would make all of it unreadable.
-        others = {path.stem: _read_shard(path)[0] for path in _shard_paths(directory)} if update_manifest else {}
+        others = {path.stem: _read_shard(path)[0] for path in shards.tables(directory)} if update_manifest else {}
         manifests.build({**others, shard_name: header})
         os.replace(records_temp, records_path)
         os.replace(table_temp, table_path)
@@ -236,7 +235,7 @@ def open_dataset(directory: str | os.PathLike) -> EpisodeDataset:
         raise FileNotFoundError(
             f"Dataset folder {directory} does not exist; record one with pokevla-record --out {directory}"
         )
-    paths = _shard_paths(directory)
+    paths = shards.tables(directory)
     if not paths:
         raise FileNotFoundError(
             f"Dataset folder {directory} holds no complete shard (*.parquet); record one with pokevla-record"
@@ -277,37 +276,11 @@ def _action_meaning(directory: Path, manifest: dict, width: int) -> tuple[tuple[
 
 def _read_shard(path: Path, *, table: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
     """Header and, on request, the columns of a shard, checked against each other and the records' size."""
-    try:
-        with pq.ParquetFile(path, thrift_string_size_limit=_MAX_METADATA_BYTES) as file:
-            header = manifests.parse_header(file.schema_arrow.metadata, path)
-            rows = file.metadata.num_rows
-            if rows > _MAX_ROWS:
-                raise DataError(f"Table {path} states {rows} rows, more than the limit of {_MAX_ROWS}; split the shard")
-            columns = from_table(file.read(use_threads=False), header, path) if table else {}
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"Table {path} cannot be read: {str(error)[:200]}; restore it from a copy or delete it"
-        ) from error
-    records = path.with_suffix(".arrayrecord")
-    size = records.stat().st_size if records.is_file() else None
-    if size != header["records_bytes"]:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise DataError(
-            f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
-            f"delete {path.name} to go on without the shard"
-        )
+    with shards.reading(path), pq.ParquetFile(path, thrift_string_size_limit=_MAX_METADATA_BYTES) as file:
+        header = manifests.parse_header(file.schema_arrow.metadata, path)
+        rows = file.metadata.num_rows
+        if rows > _MAX_ROWS:
+            raise DataError(f"Table {path} states {rows} rows, more than the limit of {_MAX_ROWS}; split the shard")
+        columns = from_table(file.read(use_threads=False), header, path) if table else {}
+    shards.check_records(path, header)
     return header, columns
-
-
-# --- files ---
-
-
-def _checked_name(shard_name: str) -> str:
-    if not _SHARD_NAME.fullmatch(shard_name):
-        raise DataError(f"Shard name {shard_name!r} may hold letters, digits and _ . - only, at most 100 of them")
-    return shard_name
-
-
-def _shard_paths(directory: Path) -> list[Path]:
-    """Tables of complete shards in the order of their names; files in progress start with a dot."""
-    return sorted(path for path in directory.glob("*.parquet") if _SHARD_NAME.fullmatch(path.stem))

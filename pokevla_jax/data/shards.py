@@ -1,0 +1,49 @@
+"""What shards of episodes and of conversations share: a table, and the records of the same name beside it."""
+
+import re
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pokevla_jax.data.codec import DataError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def checked_name(shard_name: str) -> str:
+    """``shard_name``; raises ``DataError`` for one that could leave its folder or hide in it."""
+    if not _NAME.fullmatch(shard_name):
+        raise DataError(f"Shard name {shard_name!r} may hold letters, digits and _ . - only, at most 100 of them")
+    return shard_name
+
+
+def tables(directory: Path) -> list[Path]:
+    """Tables of complete shards in the order of their names; files in progress start with a dot."""
+    return sorted(path for path in directory.glob("*.parquet") if _NAME.fullmatch(path.stem))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what Arrow and the disk say of a table that cannot be read into a ``DataError``."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"Table {path} cannot be read: {str(error)[:200]}; restore it from a copy or delete it"
+        ) from error
+
+
+def check_records(table: Path, header: Mapping[str, Any]) -> None:
+    """Raises ``DataError`` unless the records beside ``table`` are as long as its header says."""
+    records = table.with_suffix(".arrayrecord")
+    size = records.stat().st_size if records.is_file() else None
+    if size != header["records_bytes"]:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise DataError(
+            f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
+            f"delete {table.name} to go on without the shard"
+        )
