@@ -1,7 +1,7 @@
 """The evaluator: ``python -m eval run | compare | report``.
 
 It runs policies in simulated episodes and says what their success rates are worth. The files in the order of the work:
-``manifest`` (what is to be run), ``policies`` and ``protocol`` (under which conditions), ``results`` (the run folder),
-``scenes`` and ``agents`` (the two sides of an episode), ``episode`` (the loop between them), ``workers`` and ``driver``
-(the same over processes), ``statistics``, ``summary``, ``compare`` and ``report``.
+``manifest`` and ``benchmarks`` (what is to be run), ``policies`` and ``protocol`` (under which conditions), ``results``
+(the run folder), ``scenes`` and ``agents`` (the two sides of an episode), ``episode`` (the loop between them),
+``workers`` and ``driver`` (the same over processes), ``statistics``, ``summary``, ``compare`` and ``report``.
 """

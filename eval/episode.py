@@ -73,7 +73,7 @@ def run_episode(
         observation = None
         if agent.needs_images:
             with rollout.clock("rendering"):
-                observation = environment.observe() | {"prompt": spec.prompt}
+                observation = environment.observe() | {"prompt": spec.instruction}
         with rollout.clock("policy"):
             chunk = check_chunk(agent.act(observation))[:execute]
         rollout.looks += 1

@@ -32,15 +32,17 @@ class EpisodeSpec:
     """One episode, completely: where it starts, what is asked, and when it ends.
 
     Attributes:
-        benchmark: ``libero`` for the stored initial states, ``libero_moved`` for sampled layouts.
+        benchmark: one of ``eval.benchmarks.BENCHMARKS``.
         suite: LIBERO suite, such as ``libero_object``.
         task: index of the task in the suite's benchmark order.
         task_name: the task's name, so that a results file reads without the simulator.
-        prompt: the instruction that the policy is given.
+        prompt: the task's instruction, which the policy is given.
         max_steps: policy steps after settling; the budget of a failure.
         seed: seed of the episode's own randomness (environment and ``random`` policy).
         init_state: index of a stored initial state, or None.
         layout: a sampled layout, or None.
+        control: what was taken from the policy, or None for the policy as it is.
+        told: the instruction that the policy is given instead of ``prompt``; the task's own goal still decides.
     """
 
     benchmark: str
@@ -52,6 +54,8 @@ class EpisodeSpec:
     seed: int = 0
     init_state: int | None = None
     layout: LayoutSpec | None = None
+    control: str | None = None
+    told: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; entries that are None are left out, so that later kinds of episode keep today's ids."""
@@ -71,6 +75,16 @@ class EpisodeSpec:
         return digest(self.to_dict())
 
     @property
+    def base_id(self) -> str:
+        """The id of the same episode without its control: equal ones are pairs."""
+        return dataclasses.replace(self, control=None, told=None).id
+
+    @property
+    def instruction(self) -> str:
+        """What the policy is told."""
+        return self.prompt if self.told is None else self.told
+
+    @property
     def scene(self) -> str:
         """Episodes with the same scene can share one compiled environment."""
         if self.layout is not None and self.layout.kind == "shared":
@@ -85,8 +99,8 @@ class EpisodeSpec:
         return f"{self.layout.kind} layout {self.layout.seed}/{self.layout.index}"
 
     def random_seed(self) -> int:
-        """A seed folded from the id: independent of what else runs, and where."""
-        return int(self.id, 16)
+        """A seed folded from the id: independent of what else runs, and where, and equal for pairs."""
+        return int(self.base_id, 16)
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -119,6 +133,11 @@ def parse_indices(text: str, option: str, *, limit: int | None = None) -> tuple[
     return tuple(indices)
 
 
+def is_indices(text: str) -> bool:
+    """Whether ``--tasks`` holds indices rather than names."""
+    return text.replace(",", "").replace("-", "").replace(" ", "").isdecimal()
+
+
 def select_tasks(text: str, names: Sequence[str], suite: str) -> tuple[int, ...]:
     """Task indices of ``--tasks``: ``all``, indices, or full task names separated by commas.
 
@@ -127,16 +146,14 @@ def select_tasks(text: str, names: Sequence[str], suite: str) -> tuple[int, ...]
     """
     if text == "all":
         return tuple(range(len(names)))
-    if text.replace(",", "").replace("-", "").replace(" ", "").isdecimal():
+    if is_indices(text):
         return parse_indices(text, "--tasks", limit=len(names))
     selected = []
     for name in (part.strip() for part in text.split(",")):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
             hint = f"the nearest is {near[0]}" if near else f"it has {', '.join(names)}"
-            raise EvaluationError(
-                f"--tasks: {suite} has no task {name!r}; {hint} (or give an index, 0-{len(names) - 1})"
-            )
+            raise EvaluationError(f"--tasks: {suite} has no task {name!r}; {hint} (or give its index in the suite)")
         selected.append(names.index(name))
     return tuple(selected)
 
@@ -144,6 +161,6 @@ def select_tasks(text: str, names: Sequence[str], suite: str) -> tuple[int, ...]
 def check_unique(specs: Sequence[EpisodeSpec]) -> None:
     """Raises ``EvaluationError`` for an empty list or one that holds the same episode twice."""
     if not specs:
-        raise EvaluationError("No episode to run: give --init-states or --layouts")
+        raise EvaluationError("No episode to run: the options leave none")
     if len({spec.id for spec in specs}) < len(specs):
         raise EvaluationError("The list holds the same episode twice; give each task and initial state once")

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from eval import summary as summaries
+from eval.benchmarks import BENCHMARKS
+from eval.benchmarks import build_manifest
 from eval.cluster import local_cluster
 from eval.driver import Driver
 from eval.driver import Setup
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
-from eval.manifest import LayoutSpec
-from eval.manifest import check_unique
-from eval.manifest import parse_indices
-from eval.manifest import select_tasks
+from eval.manifest import LayoutKind
 from eval.policies import resolve_policy
 from eval.protocol import Protocol
 from eval.protocol import machine
@@ -26,7 +25,6 @@ from eval.results import Record
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
 from eval.videos import VideoOptions
-from pokevla_jax.sim import tasks as libero
 from pokevla_jax.sim.assets import resolve_assets
 
 
@@ -36,12 +34,13 @@ class Options:
 
     policy: str
     run_dir: Path
+    benchmark: str | None = None
     suite: str = "libero_object"
     tasks: str = "all"
     init_states: str | None = None
     layouts: int | None = None
     layout_seed: int = 0
-    layout_kind: str = "moved"
+    layout_kind: LayoutKind = "moved"
     max_steps: int | None = None
     seed: int = 0
     step: str | None = None
@@ -63,11 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policies = "a training run's folder, or ws://HOST:PORT, torch:DIR, expert, random, replay[:DATASET]"
     add("--policy", required=True, help=policies)
     add("--run-dir", type=Path, required=True, help="folder of results; the same command again runs what is missing")
-    add("--suite", default="libero_object", help="libero_spatial, libero_object, libero_goal or libero_10")
+    named = "which episodes (default: by --init-states or --layouts)"
+    add("--benchmark", metavar="NAME", help=f"{' or '.join(BENCHMARKS)}: {named}")
+    suites = "libero_spatial, libero_object, libero_goal, libero_10 (several with commas), or all"
+    add("--suite", default="libero_object", help=f"{suites} (default: libero_object)")
     add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--init-states", metavar="40-49", help="the benchmark's stored initial states")
-    where.add_argument("--layouts", type=int, metavar="N", help="sampled layouts per task")
+    add("--init-states", metavar="40-49", help="libero: stored initial states (default: all 50)")
+    add("--layouts", type=int, metavar="N", help="libero_moved: sampled layouts per task")
     add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
     add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
     add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
@@ -83,41 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hard-reset", action="store_true", help="recompile the scene for each episode (always with robosuite)")
     add("--retries", type=int, default=2, help="further attempts for an episode that ends in an error (default: 2)")
     add("--json", action="store_true", help="print the summary as JSON")
-
-
-def build_manifest(options: Options) -> list[EpisodeSpec]:
-    """The episodes that the options ask for, task by task.
-
-    Raises:
-        EvaluationError: for tasks, states or counts that do not exist.
-    """
-    tasks = libero.list_tasks(options.suite)
-    specs = []
-    for index in select_tasks(options.tasks, [task.name for task in tasks], options.suite):
-        task = tasks[index]
-        common: dict[str, Any] = {
-            "suite": options.suite,
-            "task": index,
-            "task_name": task.name,
-            "prompt": task.language,
-            "max_steps": options.max_steps or task.max_steps,
-            "seed": options.seed,
-        }
-        if options.init_states is not None:
-            limit = len(libero.load_init_states(task))
-            states = parse_indices(options.init_states, "--init-states", limit=limit)
-            specs += [EpisodeSpec(benchmark="libero", init_state=state, **common) for state in states]
-        else:
-            specs += [
-                EpisodeSpec(
-                    benchmark="libero_moved",
-                    layout=LayoutSpec(options.layout_kind, options.layout_seed, number),  # type: ignore[arg-type]
-                    **common,
-                )
-                for number in range(options.layouts or 0)
-            ]
-    check_unique(specs)
-    return specs
 
 
 def check_options(options: Options) -> None:

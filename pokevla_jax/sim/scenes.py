@@ -17,6 +17,7 @@ import numpy as np
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.simplify import cache_folder
+from pokevla_jax.sim.tasks import MAX_STEPS
 from pokevla_jax.sim.tasks import TaskSpec
 from pokevla_jax.sim.tasks import list_tasks
 from pokevla_jax.sim.tasks import load_task
@@ -52,8 +53,14 @@ def check_kind(kind: str, suite: str) -> None:
     """Raises ``SimulationError`` for a kind of layout that does not exist, or not for this suite."""
     if kind not in KINDS:
         raise SimulationError(f"Unknown layout kind {kind!r}; known kinds: {', '.join(KINDS)}")
-    if kind != "stored" and suite != SHARED_SUITE:
-        raise SimulationError(f"Layouts of kind {kind!r} exist for {SHARED_SUITE} only, not {suite}; use kind 'stored'")
+    if suite in MAX_STEPS and suite not in layout_suites(kind):
+        only = ", ".join(layout_suites(kind))
+        raise SimulationError(f"Layouts of kind {kind!r} exist for {only} only, not {suite}; use kind 'stored'")
+
+
+def layout_suites(kind: str) -> tuple[str, ...]:
+    """The suites that have layouts of ``kind``: stored ones all, sampled ones those that the scripted expert plays."""
+    return tuple(MAX_STEPS) if kind == "stored" else (SHARED_SUITE,)
 
 
 def shared_objects() -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from eval.agents import RandomAgent
+from eval.benchmarks import build_manifest
 from eval.episode import run_episode
 from eval.run import Options
-from eval.run import build_manifest
 from eval.scenes import LiberoScenes
 from pokevla_jax.sim.assets import resolve_assets
 

@@ -94,6 +94,8 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
     [
         (["--suite", "libero_objct", "--layouts", "1"], "did you mean libero_object?"),
         (["--tasks", "pick_up_the_mlik", "--layouts", "1"], "the nearest is pick_up_the_milk"),
+        (["--benchmark", "libero_minus"], "no benchmark 'libero_minus'"),
+        (["--suite", "libero_goal", "--layouts", "1"], "they exist where an expert can play, in libero_object"),
         (["--init-states", "40..49"], "write for example 40-49"),
         (["--init-states", "49-50"], "the last one is 49"),
         (["--layouts", "0"], "--layouts must be at least 1"),

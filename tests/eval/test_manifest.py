@@ -28,6 +28,16 @@ def test_an_id_depends_on_the_specification_and_on_nothing_else():
     assert len({spec.random_seed(), *(c.random_seed() for c in changed)}) == 7
 
 
+def test_a_control_is_another_episode_and_a_pair():
+    (spec,) = runs.specs(1)
+    mute = dataclasses.replace(spec, control="ablate-language", told="")
+    assert EpisodeSpec.from_dict(mute.to_dict()) == mute
+    assert (mute.instruction, spec.instruction) == ("", spec.prompt)
+    assert mute.id != spec.id
+    assert mute.base_id == spec.base_id == spec.id
+    assert mute.random_seed() == spec.random_seed()
+
+
 def test_ids_never_change_between_versions():
     """Stored results are found by id: these two are frozen."""
     assert runs.specs(1)[0].id == "e2a6d5113d52d428"
