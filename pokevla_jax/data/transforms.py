@@ -31,6 +31,8 @@ from pokevla_jax.typing import UInt8
 Sample = dict[str, np.ndarray]
 """One row of a batch."""
 
+_LEVELS = np.arange(256)[:, None] / 255
+
 
 @dataclass(frozen=True)
 class Window:
@@ -111,17 +113,18 @@ def jitter_colors(
     brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4)
     if not (augment.brightness or augment.contrast or augment.saturation or augment.hue):
         return image
-    pixels: np.ndarray = image.astype(np.float32) * np.float32(1 / 255)
-    if augment.brightness or augment.contrast:
-        pixels += np.float32(brightness * augment.brightness)
-        factor = np.float32(1 + contrast * augment.contrast)
-        # Contrast is about the mean of each channel, before anything is clipped, as in tf.image.
-        pixels = pixels * factor + (1 - factor) * np.array(cv2.mean(pixels)[:3], np.float32)
-        np.clip(pixels, 0, 1, out=pixels)
+    # Brightness and contrast are one straight line per channel, so one table of 256 values does both and the clipping.
+    # Contrast is about the mean of each channel, before anything is clipped, as in tf.image.
+    factor, shift = 1 + contrast * augment.contrast, brightness * augment.brightness
+    mean = np.array(cv2.mean(image)[:3]) / 255 + shift
+    table = np.clip((_LEVELS + shift) * factor + (1 - factor) * mean, 0, 1)
+    pixels = cv2.LUT(image, table[:, None].astype(np.float32))
     if augment.saturation or augment.hue:
         hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = (hsv[..., 0] + np.float32(360 * hue * augment.hue)) % 360
-        hsv[..., 1] = np.minimum(hsv[..., 1] * np.float32(1 + saturation * augment.saturation), 1)
+        # A whole turn more: OpenCV wraps hues above 360 degrees, but not those below 0.
+        turn, gain = 360 * (1 + hue * augment.hue), 1 + saturation * augment.saturation
+        hsv = cv2.transform(hsv, np.array([[1, 0, 0, turn], [0, gain, 0, 0], [0, 0, 1, 0]], np.float32))
+        hsv = cv2.min(hsv, (np.inf, 1.0, np.inf, 0.0))
         pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return cv2.convertScaleAbs(pixels, alpha=255)
 

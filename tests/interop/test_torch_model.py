@@ -19,10 +19,12 @@ from pokevla_jax.data.normalize import unnormalize
 from pokevla_jax.interop.jax_outputs import outputs
 from pokevla_jax.interop.torch_model import action_head_pokevla
 from pokevla_jax.interop.torch_model import processing_pokevla
+from pokevla_jax.interop.torch_model import training_parts_pokevla
 from pokevla_jax.interop.torch_model.backbone_pokevla import MLP
 from pokevla_jax.interop.torch_model.configuration_pokevla import PokeVLAConfig
 from pokevla_jax.interop.torch_model.configuration_pokevla import namespace
 from pokevla_jax.interop.torch_model.modeling_pokevla import PokeVLA
+from pokevla_jax.models import image_encoders
 from pokevla_jax.models import stacking
 from pokevla_jax.models import vla_adapter
 from pokevla_jax.models.action_head import ActionHead
@@ -98,6 +100,33 @@ def test_the_head_with_every_choice(choice):
         context = {"vision": one["vision"], "query": torch.cat([one["queries"], token], dim=1)}
         contexts.append(context | ({"seg": one["seg"][:, None]} if "seg" in one else {}))
     assert_close(ours, theirs(contexts))
+
+
+def test_sams_image_encoder(monkeypatch):
+    """The frozen encoder of ``pokevla``, with fewer and narrower blocks: windows that do not divide the map."""
+    monkeypatch.setitem(image_encoders.SAM_SIZES, "vit_b", image_encoders.SamSize(24, 2, 2, 1, window=3))
+    monkeypatch.setitem(
+        training_parts_pokevla.SAM_SIZES, "vit_b", training_parts_pokevla.SamSize(24, 4, 2, period=2, window=3)
+    )
+    model = small.make_model()
+    model = dataclasses.replace(model, segmentation=dataclasses.replace(model.segmentation, image_encoder="sam"))
+    params, images = small.make_params(model), small.make_batch(model)["images"][:, 0]
+    encoder = stacking.fill(
+        image_encoders.SamEncoder(model), jax.tree.map(jnp.asarray, params["segmentation"]["image_encoder"])
+    )
+    ours = jit(encoder)(images)
+
+    prefix = "image_encoder."
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in small.to_torch(model, params).items()}
+    theirs = training_parts_pokevla.image_encoder(namespace(config_lib.to_dict(model)))
+    theirs.load_state_dict({n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)})
+    with torch.inference_mode():
+        features = theirs(torch.from_numpy(images)).permute(0, 2, 3, 1)
+        assert_close(ours, features)
+        for block in theirs.blocks:
+            block.attn.rel_pos_h.zero_()
+        with pytest.raises(AssertionError):
+            assert_close(ours, theirs(torch.from_numpy(images)).permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("kind", ["pokevla", "vla_adapter"])
