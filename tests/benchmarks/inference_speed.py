@@ -101,41 +101,11 @@ def memory():
 
 def random_network(preset, tokenizer, folder):
     """A checkpoint of random weights and its export; the seconds that the export took."""
-    import jax
-
-    from pokevla_jax import config as config_lib
-    from pokevla_jax.data.tokenize import load_tokenizer
     from pokevla_jax.interop import torch_export
-    from pokevla_jax.interop import write
     from pokevla_jax.models import presets
-    from pokevla_jax.models import stacking
-    from tests import policy_checkpoint
+    from tests.interop import random_network
 
-    model = without_training_parts(presets.get_preset(preset))
-    config = config_lib.Config(model=model)
-    tokens = load_tokenizer(tokenizer, [INSTRUCTION], prompt_template=config.data.prompt_template)
-    rng = np.random.default_rng(0)
-
-    def later(path, leaf):
-        scale = "scale" in jax.tree_util.keystr(path)
-
-        def draw():
-            values = rng.standard_normal(leaf.shape, np.float32)
-            return 1 + 0.1 * values if scale else 0.02 * values
-
-        return write.Later(leaf.shape, np.dtype(np.float32), draw)
-
-    assets = {
-        "config": config_lib.to_dict(config),
-        "statistics": policy_checkpoint.make_statistics().to_json(),
-        "tokenizer": tokens.to_json(),
-        "versions": {},
-        "dataset": "none",
-    }
-    from etils import epath
-
-    params = jax.tree_util.tree_map_with_path(later, stacking.abstract_params(model))
-    write.write_checkpoint(epath.Path(folder / "run"), params, assets, {})
+    random_network.write_random(without_training_parts(presets.get_preset(preset)), tokenizer, folder / "run")
     start = time.perf_counter()
     torch_export.export(folder / "run", folder / "export", check=False)
     return folder / "run", folder / "export", time.perf_counter() - start

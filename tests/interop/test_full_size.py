@@ -1,4 +1,4 @@
-"""A checkpoint of the published size: how long its import takes, how much memory, and that its bytes are right.
+"""Checkpoints of the published size: what an import takes, that its bytes are right, that an export computes the same.
 
 Run it on an otherwise idle machine: ``python -m pytest -s tests/interop/test_full_size.py -m full_size``.
 """
@@ -18,9 +18,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from pokevla_jax.interop import names
+from pokevla_jax.interop.check import check
+from pokevla_jax.interop.jax_outputs import without_teacher
+from pokevla_jax.interop.torch_export import export
 from pokevla_jax.models import presets
 from tests.interop import fakes
 from tests.interop import published
+from tests.interop import random_network
 from tests.interop.published import Shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +145,21 @@ def check_values(out: Path, preset: str, dtype: str) -> None:
             restored = restored[group]
         for name, tensor in table[path].to_torch(np.asarray(restored)):
             np.testing.assert_array_equal(tensor, values(name, tensor.shape, dtype), err_msg=name)
+
+
+@pytest.mark.full_size
+@pytest.mark.timeout(1800)
+def test_an_export_of_the_published_size_computes_the_same(tmp_path):
+    """Every part of ``pokevla`` but the frozen geometry teacher, SAM's encoder at its own 1024 pixels included."""
+    tokenizer = os.environ.get("QWEN_TOKENIZER")
+    if not tokenizer:
+        pytest.skip("needs Qwen2.5's tokenizer: set QWEN_TOKENIZER to its folder")
+    try:
+        random_network.write_random(without_teacher(presets.pokevla()), tokenizer, tmp_path / "run")
+        export(tmp_path / "run", tmp_path / "export", include_training_parts=True, check=False)
+        report = check(tmp_path / "run", tmp_path / "export", frames=1, tokenizer=tokenizer)
+        sys.stdout.write("\n" + "\n".join(map(str, report.rows)) + "\n")
+        assert report.passed, report.exceeded
+        assert {"mask logits", "align projector"} <= {row.part for row in report.rows}
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)
