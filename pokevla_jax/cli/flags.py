@@ -41,10 +41,17 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> config_lib.Config:
 
 
 def make_parser(description: str | None, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """A parser that answers a wrong command line in one sentence and ends its help with ``examples``."""
+    """A parser that answers a wrong command line in one sentence and ends its help with ``examples``.
+
+    ``description`` is a docstring, whose marks of code are not for the terminal.
+    """
     epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+    program = Path(sys.argv[0])
+    as_module = program.suffix == ".py" and program.parent.name == "cli"
     return _Parser(
-        description=description,
+        # Under ``python -m`` too, a command is called by its installed name.
+        prog=f"pokevla-{program.stem}" if as_module else None,
+        description=description and description.replace("``", ""),
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # An abbreviation would silently change its meaning when an option is added.
