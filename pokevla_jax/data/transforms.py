@@ -124,7 +124,7 @@ def jitter_colors(
         # A whole turn more: OpenCV wraps hues above 360 degrees, but not those below 0.
         turn, gain = 360 * (1 + hue * augment.hue), 1 + saturation * augment.saturation
         hsv = cv2.transform(hsv, np.array([[1, 0, 0, turn], [0, gain, 0, 0], [0, 0, 1, 0]], np.float32))
-        hsv = cv2.min(hsv, (np.inf, 1.0, np.inf, 0.0))
+        np.minimum(hsv[..., 1], 1, out=hsv[..., 1])
         pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return cv2.convertScaleAbs(pixels, alpha=255)
 
