@@ -23,6 +23,9 @@ examples:
   bash launch/quickstart.sh                                  everything below runs/quickstart, 20 held-out layouts
   bash launch/quickstart.sh --out runs/seed1 --seed 1 --layouts 40
   bash launch/quickstart.sh --fresh                          forget finished phases and start over
+  bash launch/quickstart.sh --config configs/libero_object_small.py --layout-kind shared --tasks all \\
+      --episodes 150 --layouts 12 --out runs/shared          all ten objects, several hours; a third network
+                                                             learns without the instruction
 """
 # Demonstrations and tests are drawn from layout seeds that never meet, whatever --seed is.
 TRAIN_LAYOUT_SEED = 1000
@@ -41,9 +44,10 @@ class Phase:
 def phases(out: Path, arguments: argparse.Namespace) -> list[Phase]:
     """The commands of the whole loop, in order."""
     python = sys.executable
-    suite = ("--suite", "libero_object", "--tasks", str(arguments.task))
+    suite = ("--suite", "libero_object", "--tasks", arguments.tasks)
+    kind = ("--layout-kind", arguments.layout_kind)
     assets = ("--assets", arguments.assets) if arguments.assets else ()
-    held_out = ("--layouts", str(arguments.layouts), "--layout-seed", str(TEST_LAYOUT_SEED + arguments.seed))
+    held_out = (*kind, "--layouts", str(arguments.layouts), "--layout-seed", str(TEST_LAYOUT_SEED + arguments.seed))
     train = (python, "-m", "pokevla_jax.cli.train", f"--config={arguments.config}", f"--config.data.path={out}/demos")
     train += (f"--config.seed={arguments.seed}",)
     if arguments.steps:
@@ -54,22 +58,26 @@ def phases(out: Path, arguments: argparse.Namespace) -> list[Phase]:
         command = (*evaluate, "--policy", policy, "--run-dir", f"{out}/eval/{name}", *more)
         return Phase(f"evaluate-{name}", f"evaluate {name}", (command,))
 
-    best = ("--step", "best", "--videos")
-    runs = [run("policy", f"{out}/policy", *best, "all"), run("blind", f"{out}/blind", *best, "failures")]
+    networks = {"policy": (), "blind": ("--config.data.zero_images=True",)}
+    if arguments.layout_kind == "shared":
+        # In a task's own scene sight alone tells the task; where objects are shared, only the instruction does.
+        networks["no-language"] = ("--config.data.zero_language=True",)
+    runs = [
+        run(name, f"{out}/{name}", "--step", "best", "--videos", "all" if name == "policy" else "failures")
+        for name in networks
+    ]
     runs += [run("replay", f"replay:{out}/demos"), run("random", "random"), run("expert", "expert")]
     record = (python, "-m", "pokevla_jax.cli.record", *suite, "--episodes", str(arguments.episodes), *assets)
-    record += ("--layout-kind", "moved", "--layout-seed", str(TRAIN_LAYOUT_SEED + arguments.seed), "--workers", "2")
+    record += (*kind, "--layout-seed", str(TRAIN_LAYOUT_SEED + arguments.seed), "--workers", "2")
     run_dirs = [part for r in runs for part in ("--run-dir", r.commands[0][r.commands[0].index("--run-dir") + 1])]
-    report = (python, "-m", "eval", "report", *run_dirs, "--workdir", f"{out}/policy", "--workdir", f"{out}/blind")
+    workdirs = [part for name in networks for part in ("--workdir", f"{out}/{name}")]
+    report = (python, "-m", "eval", "report", *run_dirs, *workdirs)
     return [
         Phase("record", "record demonstrations", ((*record, "--out", f"{out}/demos"),)),
         Phase(
             "train",
-            "train the policy and its blind control, side by side",
-            (
-                (*train, "--workdir", f"{out}/policy"),
-                (*train, "--config.data.zero_images=True", "--workdir", f"{out}/blind"),
-            ),
+            f"train {', '.join(networks)}, side by side",
+            tuple((*train, *change, "--workdir", f"{out}/{name}") for name, change in networks.items()),
         ),
         *runs,
         Phase("report", "write the report", ((*report, "--out", f"{out}/report.html"),)),
@@ -138,15 +146,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
     parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in --out first")
     parser.add_argument("--seed", type=int, default=0, help="seed of network, demonstrations and held-out layouts")
-    parser.add_argument("--task", type=int, default=0, help="task of libero_object (0: alphabet soup)")
-    parser.add_argument("--episodes", type=int, default=400, help="demonstrations to record")
-    parser.add_argument("--layouts", type=int, default=20, help="held-out layouts to evaluate on")
+    parser.add_argument("--tasks", "--task", default="0", help="tasks of libero_object: 0 (alphabet soup), 0,3 or all")
+    parser.add_argument("--layout-kind", choices=("moved", "shared"), default="moved", help="shared: many objects")
+    parser.add_argument("--episodes", type=int, default=400, help="demonstrations to record of each task")
+    parser.add_argument("--layouts", type=int, default=20, help="held-out layouts of each task to evaluate on")
     parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
     parser.add_argument("--config", default="configs/libero_object_quickstart.py", help="training configuration")
     parser.add_argument("--assets", default=os.environ.get("LIBERO_ASSETS"), help="LIBERO asset folder")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
-    made_here = ("demos", "policy", "blind", "eval", "phases", "logs")
+    made_here = ("demos", "policy", "blind", "no-language", "eval", "phases", "logs")
     if arguments.fresh:
         for name in made_here:
             shutil.rmtree(out / name, ignore_errors=True)
@@ -158,10 +167,14 @@ def main() -> None:
     minutes = {phase.name: run_phase(phase, out) for phase in phases(out, arguments)}
     summary = summarise(out, minutes, arguments)
     low, high = summary["interval95"]
-    blind = summary["blind"]
+    controls = "".join(
+        f"; {name} control {summary[name]['success']}/{summary[name]['episodes']}"
+        for name in ("blind", "no-language")
+        if name in summary
+    )
     print(
         f"\nsuccess on unseen layouts: {summary['success']}/{summary['episodes']} = {summary['success_rate']:.0%} "
-        f"(95 % interval {low:.0%} to {high:.0%}); blind control {blind['success']}/{blind['episodes']}; "
+        f"(95 % interval {low:.0%} to {high:.0%}){controls}; "
         f"assets: {summary['assets']}; {summary['minutes']['total']:.1f} min\nreport: {out / 'report.html'}"
     )
 

@@ -60,10 +60,28 @@ def test_a_failing_command_stops_in_one_sentence_and_is_not_taken_for_finished(o
     assert not list((out / "phases").iterdir())
 
 
+def arguments(**changed) -> Namespace:
+    values = {"tasks": "0", "layout_kind": "moved", "layouts": 20, "seed": 0, "episodes": 5, "steps": None}
+    return Namespace(**values | {"assets": None, "config": "configs/x.py"} | changed)
+
+
+def test_shared_scenes_have_a_control_that_never_reads_the_instruction(out):
+    def trained(kind: str) -> list[str]:
+        phases = {phase.name: phase for phase in quickstart.phases(out, arguments(layout_kind=kind, tasks="all"))}
+        policies = [name.removeprefix("evaluate-") for name in phases if name.startswith("evaluate-")]
+        assert all(command[command.index("--layout-kind") + 1] == kind for command in phases["record"].commands)
+        networks = [Path(command[-1]).name for command in phases["train"].commands]
+        assert policies == [*networks, "replay", "random", "expert"]
+        assert ("--config.data.zero_language=True" in phases["train"].commands[-1]) == (kind == "shared")
+        return networks
+
+    assert trained("moved") == ["policy", "blind"]
+    assert trained("shared") == ["policy", "blind", "no-language"]
+
+
 def test_training_and_test_layouts_never_meet(out):
     def seeds(seed: int) -> tuple[str, str]:
-        arguments = Namespace(task=0, assets=None, layouts=20, seed=seed, config="configs/x.py", steps=None, episodes=5)
-        commands = {phase.name: phase.commands[0] for phase in quickstart.phases(out, arguments)}
+        commands = {phase.name: phase.commands[0] for phase in quickstart.phases(out, arguments(seed=seed))}
         option = lambda command: command[command.index("--layout-seed") + 1]  # noqa: E731
         return option(commands["record"]), option(commands["evaluate-policy"])
 
