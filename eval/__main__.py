@@ -11,6 +11,8 @@ EXAMPLES = """\
 examples:
   python -m eval run --policy runs/policy --tasks 0 --layouts 20 --layout-seed 90000 --run-dir runs/eval/policy
   python -m eval run --policy expert --suite libero_object --init-states 0-49 --run-dir runs/eval/expert
+  python -m eval run --policy runs/policy --benchmark libero --suite all --ablate images --ablate language \
+      --control blind=runs/blind --control replay --run-dir runs/eval/libero
   python -m eval compare runs/eval/policy runs/eval/blind
   python -m eval report --run-dir runs/eval/policy --run-dir runs/eval/blind --workdir runs/policy --out report.html
 
@@ -57,8 +59,10 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
 
     values = {name: value for name, value in vars(arguments).items() if name != "command"}
     result = run.run(run.Options(**values), command)
-    print(json.dumps(result, indent=1) if arguments.json else "\n".join(summaries.lines(result)))
-    return 1 if result["error"] else 0
+    parts = [result, *result.get("controls", {}).values()]
+    text = "\n".join(line for part in parts for line in summaries.lines(part))
+    print(json.dumps(result, indent=1) if arguments.json else text)
+    return 1 if any(part["error"] for part in parts) else 0
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def decided(folder: RunFolder) -> dict[str, Record]:
-    """The successes and failures of a run, by episode id."""
-    return {key: record for key, record in folder.records().items() if record["outcome"] in FINAL}
+    """The successes and failures of a run, by the id of the episode without its control, so that controls pair."""
+    known = folder.records().items()
+    return {record.get("base_id", key): record for key, record in known if record["outcome"] in FINAL}
 
 
 def check_comparable(a: RunFolder, b: RunFolder) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from eval.agents import Agent
 from eval.agents import check_chunk
+from eval.controls import perceived
 from eval.manifest import EpisodeSpec
 
 
@@ -59,7 +60,7 @@ def run_episode(
 
     Args:
         environment: a ``LiberoEnvironment`` or anything with its ``observe``, ``step`` and ``sim_state``.
-        spec: the episode; its prompt is the one the agent sees.
+        spec: the episode; it says what the agent is told and shown.
         agent: who acts.
         execute: actions taken of each chunk; all of them by default.
         keep_states: keep the simulator states.
@@ -73,7 +74,7 @@ def run_episode(
         observation = None
         if agent.needs_images:
             with rollout.clock("rendering"):
-                observation = environment.observe() | {"prompt": spec.instruction}
+                observation = perceived(environment.observe(), spec)
         with rollout.clock("policy"):
             chunk = check_chunk(agent.act(observation))[:execute]
         rollout.looks += 1

@@ -41,7 +41,7 @@ class EpisodeSpec:
         seed: seed of the episode's own randomness (environment and ``random`` policy).
         init_state: index of a stored initial state, or None.
         layout: a sampled layout, or None.
-        control: what was taken from the policy, or None for the policy as it is.
+        control: what was taken from the policy (``controls.ABLATIONS``), or None for the policy as it is.
         told: the instruction that the policy is given instead of ``prompt``; the task's own goal still decides.
     """
 

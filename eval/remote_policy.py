@@ -56,6 +56,9 @@ class RemoteInfer:
         Raises:
             EvaluationError: when the server refuses, stays away or has other weights by now.
         """
+        if observation.get("prompt") == "":
+            # An ablation says nothing on purpose; servers take an empty instruction for a mistake otherwise.
+            observation = {**observation, "no_instruction": True}
         try:
             try:
                 return self._connected().infer(observation)

@@ -95,7 +95,7 @@ def _videos(runs: Sequence[Run], most: int) -> list[dict[str, Any]]:
     queues: dict[tuple[str, str, str], list[tuple[Run, Any]]] = {}
     for run in runs:
         for spec in run.folder.specs():
-            record = run.decided.get(spec.id)
+            record = run.decided.get(spec.base_id)
             if record is not None and run.folder.video(spec.id).exists():
                 queues.setdefault((run.kind, run.label, record["outcome"]), []).append((run, spec))
     first = (runs[0].kind, runs[0].label)
@@ -121,7 +121,7 @@ def _videos(runs: Sequence[Run], most: int) -> list[dict[str, Any]]:
                 "label": run.label,
                 "outcome": record["outcome"],
                 "steps": record["steps"],
-                "prompt": spec.prompt,
+                "prompt": spec.instruction,
                 "start": spec.start,
                 "uri": data_uri(data, "video/mp4"),
             }

@@ -9,6 +9,7 @@ from typing import Any
 from eval import summary as summaries
 from eval.compare import comparison
 from eval.compare import pair
+from eval.controls import ABLATIONS
 from eval.errors import EvaluationError
 from eval.results import FINAL
 from eval.results import Record
@@ -22,6 +23,7 @@ MEANINGS = {
     "replay": "a recorded success, repeated action by action",
     "random": "uniform random actions",
     "expert": "a script that reads the simulator's state",
+    **ABLATIONS,
 }
 KINDS = {
     "moved": "moved layouts",
@@ -42,8 +44,9 @@ class Run:
 
     @property
     def decided(self) -> dict[str, Record]:
-        """Successes and failures by episode id."""
-        return {key: record for key, record in self.records.items() if record["outcome"] in FINAL}
+        """Successes and failures by the id of the episode without its control, so that controls pair."""
+        known = self.records.items()
+        return {record.get("base_id", key): record for key, record in known if record["outcome"] in FINAL}
 
 
 def load_run(argument: str) -> Run:

@@ -1,6 +1,8 @@
 """``python -m eval run``: from options to a complete run folder."""
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -12,11 +14,17 @@ from eval import summary as summaries
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks import build_manifest
 from eval.cluster import local_cluster
+from eval.controls import Control
+from eval.controls import check_control
+from eval.controls import control_facts
+from eval.controls import control_specs
+from eval.controls import parse_controls
 from eval.driver import Driver
 from eval.driver import Setup
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutKind
+from eval.policies import PolicyChoice
 from eval.policies import resolve_policy
 from eval.protocol import Protocol
 from eval.protocol import machine
@@ -42,6 +50,8 @@ class Options:
     layout_seed: int = 0
     layout_kind: LayoutKind = "moved"
     max_steps: int | None = None
+    ablate: Sequence[str] = ()
+    control: Sequence[str] = ()
     seed: int = 0
     step: str | None = None
     execute: int | None = None
@@ -72,6 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
     add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
     add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
+    add(
+        "--ablate", action="append", default=[], metavar="WHAT", help="images, language or instruction; repeat for more"
+    )
+    controls = "a checkpoint trained without images or language, or replay, random, expert; repeat for more"
+    add("--control", action="append", default=[], metavar="NAME=DIR", help=controls)
     add("--seed", type=int, default=0, help="seed of the environments and of --policy random")
     add("--step", help="checkpoint step, or best (default: the newest)")
     add("--execute", type=int, metavar="N", help="actions of each chunk that are executed (default: all)")
@@ -99,13 +114,25 @@ def check_options(options: Options) -> None:
         raise EvaluationError(f"--step {options.step!r} is neither a number nor best")
 
 
+@dataclass(frozen=True)
+class Part:
+    """The policy's own episodes, or those of one control: a run folder each."""
+
+    folder: RunFolder
+    specs: Sequence[EpisodeSpec]
+    policy: PolicyChoice
+    where: str
+    control: Control | None = None
+
+
 def run(options: Options, command: str, *, progress: bool = True) -> dict[str, Any]:
-    """Runs what is missing and returns the summary of the whole run.
+    """Runs what is missing and returns the summary of the whole run; ``controls`` holds those of its controls.
 
     Raises:
         EvaluationError: for bad input, before anything is simulated; SimulationError and AssetError likewise.
     """
     check_options(options)
+    controls = parse_controls(options.ablate, options.control)
     specs = build_manifest(options)
     assets = resolve_assets(options.assets)
     robosuite = options.renderer == "robosuite"
@@ -116,43 +143,80 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
         hard_reset=options.hard_reset or robosuite,
     )
     workers = min(options.workers or len(os.sched_getaffinity(0)), len(specs))
-    step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
-    policy = resolve_policy(
-        options.policy, specs=specs, scenes=scenes, workers=workers, step=step, execute=options.execute
-    )
+    parts = _parts(options, controls, specs, scenes, workers)
     simulation = simulation_half(
         assets, renderer=scenes.renderer, image_size=scenes.image_size, hard_reset=scenes.hard_reset
     )
-    folder = RunFolder(options.run_dir)
-    try:
-        where = str(Path(options.policy.removeprefix("torch:")).resolve()) if policy.load else options.policy
-        context = {"command": command, "policy": where, "assets": str(assets.root), "workers": workers}
-        protocol = Protocol(simulation=simulation, policy=policy.facts)
-        if note := protocol.unlike_training():
-            print(f"warning: {note}", file=sys.stderr)
-        folder.open(specs, protocol, context | machine())
-        if missing := folder.missing():
-            videos = None
-            if options.videos != "none":
-                path = options.run_dir.resolve() / "videos"
-                videos = VideoOptions(options.videos, path, options.video_stride)  # type: ignore[arg-type]
-            setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos)
-            _run_missing(missing, folder, setup, workers, options.retries, progress)
-        result = summaries.summarize(folder)
-        folder.write_summary(result)
-    finally:
-        folder.close()
+    with contextlib.ExitStack() as stack:
+        # All folders are taken before anything runs, so that what is wrong with one of them shows at once.
+        for part in parts:
+            context = {"command": command, "policy": part.where, "assets": str(assets.root), "workers": workers}
+            if part.control is not None:
+                context["control"] = {"name": part.control.name, "kind": part.control.kind}
+            protocol = Protocol(simulation=simulation, policy=part.policy.facts)
+            if part.control is None and (note := protocol.unlike_training()):
+                print(f"warning: {note}", file=sys.stderr)
+            stack.callback(part.folder.close)
+            part.folder.open(part.specs, protocol, context | machine())
+        results = [_run_part(part, options, scenes, workers, progress) for part in parts]
+    names = [part.control.name for part in parts if part.control is not None]
+    return results[0] | ({"controls": dict(zip(names, results[1:], strict=True))} if names else {})
+
+
+def _parts(
+    options: Options, controls: Sequence[Control], specs: Sequence[EpisodeSpec], scenes: LiberoScenes, workers: int
+) -> list[Part]:
+    """The policy's part, then one per control, all resolved and checked."""
+    step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
+
+    def resolve(name: str, *, checkpoint: bool = True) -> tuple[PolicyChoice, str]:
+        choice = {"step": step, "execute": options.execute} if checkpoint else {}
+        policy = resolve_policy(name, specs=specs, scenes=scenes, workers=workers, **choice)
+        return policy, str(Path(name.removeprefix("torch:")).resolve()) if policy.load else name
+
+    policy, where = resolve(options.policy)
+    parts = [Part(RunFolder(options.run_dir), specs, policy, where)]
+    for control in controls:
+        acts, its = (
+            (policy, where) if control.policy is None else resolve(control.policy, checkpoint=control.kind == "trained")
+        )
+        check_control(control, acts.facts, policy.facts, looks=policy.agent is None or policy.agent.needs_images)
+        acts = dataclasses.replace(acts, facts=control_facts(control, acts.facts))
+        folder = RunFolder(control.folder(options.run_dir))
+        parts.append(Part(folder, control_specs(control, specs), acts, its, control))
+    return parts
+
+
+def _run_part(part: Part, options: Options, scenes: LiberoScenes, workers: int, progress: bool) -> dict[str, Any]:
+    """Runs what is missing of one part and writes its summary."""
+    if missing := part.folder.missing():
+        videos = None
+        if options.videos != "none":
+            path = part.folder.path.resolve() / "videos"
+            videos = VideoOptions(options.videos, path, options.video_stride)  # type: ignore[arg-type]
+        policy = part.policy
+        setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos)
+        title = part.control.name if part.control else None
+        _run_missing(missing, part.folder, setup, workers, options.retries, progress, title)
+    result = summaries.summarize(part.folder)
+    part.folder.write_summary(result)
     return result
 
 
 def _run_missing(
-    missing: Sequence[EpisodeSpec], folder: RunFolder, setup: Setup, workers: int, retries: int, progress: bool
+    missing: Sequence[EpisodeSpec],
+    folder: RunFolder,
+    setup: Setup,
+    workers: int,
+    retries: int,
+    progress: bool,
+    title: str | None,
 ) -> None:
     from tqdm import tqdm
 
     with (
         local_cluster(workers) as ray,
-        tqdm(total=len(missing), unit="episode", disable=not progress, file=sys.stderr) as bar,
+        tqdm(total=len(missing), desc=title, unit="episode", disable=not progress, file=sys.stderr) as bar,
     ):
         done: list[Record] = []
 

@@ -81,7 +81,8 @@ def percent(summary: Mapping[str, Any]) -> str:
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary for a terminal; errors, missing episodes and stand-in assets are shouted."""
-    text = [f"{summary['policy']['label']}: {percent(summary)}"]
+    label, control = summary["policy"]["label"], summary["context"].get("control", {}).get("name")
+    text = [f"{label if control in (None, label) else f'{control} ({label})'}: {percent(summary)}"]
     if len(summary["tasks"]) > 1:
         width = max(len(task["name"]) for task in summary["tasks"])
         text += [f"  {task['name']:<{width}}  {percent(task)}" for task in summary["tasks"]]

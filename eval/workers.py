@@ -106,8 +106,10 @@ def error_record(spec: EpisodeSpec, text: str, reason: str) -> Record:
 
 
 def _facts(spec: EpisodeSpec) -> Record:
-    return {"id": spec.id, **spec.to_dict()}
+    # Where something was taken from the policy, the id of the episode as it is makes the pair.
+    base = {"base_id": spec.base_id} if spec.control else {}
+    return {"id": spec.id, **base, **spec.to_dict()}
 
 
 def _caption(spec: EpisodeSpec, outcome: str) -> str:
-    return f"{outcome}: {spec.prompt} [{spec.start}]"
+    return f"{outcome}: {spec.instruction} [{spec.start}]"

@@ -60,7 +60,8 @@ class ObservationSpec:
         prompt = (
             message["instruction"] if "prompt" not in message and "instruction" in message else _get(message, "prompt")
         )
-        if not isinstance(prompt, str) or not prompt.strip() or len(prompt) > MAX_PROMPT:
+        silent = prompt == "" and message.get("no_instruction") is True
+        if not isinstance(prompt, str) or not (prompt.strip() or silent) or len(prompt) > MAX_PROMPT:
             raise ProtocolError(f"'prompt' must be a text of 1 to {MAX_PROMPT} characters, got {_described(prompt)}")
         return {"images": images, "state": self._state(_get(message, state_key), state_key), "prompt": prompt}
 

@@ -1,5 +1,6 @@
 """Run folders without a simulator: a manifest, a protocol and outcomes chosen by the test."""
 
+from eval.controls import control_specs
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutSpec
 from eval.protocol import Protocol
@@ -40,7 +41,15 @@ def protocol(label="policy", *, fingerprint="f0", simulation=None, **facts):
 
 
 def record(spec, outcome, **more):
-    facts = {"id": spec.id, **spec.to_dict(), "outcome": outcome, "steps": 100, "looks": 13, "final_state": "00"}
+    facts = {
+        "id": spec.id,
+        "base_id": spec.base_id,
+        **spec.to_dict(),
+        "outcome": outcome,
+        "steps": 100,
+        "looks": 13,
+        "final_state": "00",
+    }
     seconds = {"reset": 1.0, "physics": 1.5, "rendering": 0.4, "policy": 0.1}
     if outcome == "error":
         facts |= {"reason": "RuntimeError: no", "error": "Traceback: no", "steps": 0, "looks": 0}
@@ -48,12 +57,19 @@ def record(spec, outcome, **more):
     return facts | {"seconds": seconds, "attempts": 1} | more
 
 
-def make_run(path, outcomes, *, tasks=1, layout_seed=90000, **protocol_facts):
-    """A finished run whose outcomes are spelled ``"SSFE"`` in the order of its episodes; ``.`` is missing."""
+def make_run(path, outcomes, *, tasks=1, layout_seed=90000, control=None, **protocol_facts):
+    """A finished run whose outcomes are spelled ``"SSFE"`` in the order of its episodes; ``.`` is missing.
+
+    With a ``control`` it is that control's folder below the run ``path``.
+    """
     words = {"S": "success", "F": "failure", "E": "error"}
     episodes = specs(len(outcomes) // tasks, tasks=tasks, layout_seed=layout_seed)
+    context = {"command": "python -m eval run --policy x"}
+    if control is not None:
+        path, episodes = control.folder(path), control_specs(control, episodes)
+        context["control"] = {"name": control.name, "kind": control.kind}
     folder = RunFolder(path)
-    folder.open(episodes, protocol(**protocol_facts), {"command": "python -m eval run --policy x"})
+    folder.open(episodes, protocol(**protocol_facts), context)
     for spec, letter in zip(episodes, outcomes, strict=True):
         if letter != ".":
             folder.append(record(spec, words[letter]))

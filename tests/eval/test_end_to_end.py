@@ -8,6 +8,8 @@ import pytest
 
 from eval import __main__ as cli
 from eval import run
+from eval.control_data import read_controls
+from eval.control_data import task_table
 from eval.driver import Driver
 from eval.results import RunFolder
 
@@ -50,14 +52,21 @@ def test_a_checkpoint_is_evaluated_filmed_and_reported(tmp_path, libero_assets):
     from tests import policy_checkpoint as fake
 
     checkpoint = fake.write_checkpoint(tmp_path / "train", fake.make_config())
+    config = fake.make_config(zero_images=True)
+    blind = fake.write_checkpoint(tmp_path / "blind", config, params=fake.make_params(config, seed=4))
     command = ["run", "--policy", str(checkpoint), "--assets", str(libero_assets.root), "--max-steps", "40"]
     command += ["--tasks", "0,1", "--layouts", "2", "--layout-kind", "shared", "--workers", "2"]
-    command += ["--run-dir", str(tmp_path / "run"), "--videos", "failures"]
+    command += ["--run-dir", str(tmp_path / "run"), "--videos", "failures", "--ablate", "instruction"]
+    command += ["--control", f"blind={blind}"]
     assert cli.main(command) == 0
     folder = RunFolder(tmp_path / "run")
     records = folder.records().values()
     assert [(r["outcome"], r["steps"], r["looks"]) for r in records] == [("failure", 40, 5)] * 4
     assert all(folder.video(r["id"]).stat().st_size > 10_000 for r in records)
+    told = read_controls(folder.path)[0].folder.specs()
+    assert [spec.base_id for spec in told] == [spec.id for spec in folder.specs()]
+    assert all(spec.told != spec.prompt for spec in told)
+    assert [row["controls"]["blind"]["pairs"] for row in task_table(folder.path)] == [2, 2]
     page = tmp_path / "report.html"
     assert cli.main(["report", "--run-dir", str(tmp_path / "run"), "--out", str(page)]) == 0
     assert page.read_text().count("data:image/png") == 8  # two looks of each of four episodes
@@ -96,6 +105,10 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
         (["--tasks", "pick_up_the_mlik", "--layouts", "1"], "the nearest is pick_up_the_milk"),
         (["--benchmark", "libero_minus"], "no benchmark 'libero_minus'"),
         (["--suite", "libero_goal", "--layouts", "1"], "they exist where an expert can play, in libero_object"),
+        (["--layouts", "1", "--ablate", "sound"], "take one of images, language, instruction"),
+        (["--layouts", "1", "--ablate", "images"], "--policy random neither looks nor reads"),
+        (["--layouts", "1", "--control", "runs/blind"], "write NAME=DIR"),
+        (["--layouts", "1", "--control", "blind=nowhere"], "no folder"),
         (["--init-states", "40..49"], "write for example 40-49"),
         (["--init-states", "49-50"], "the last one is 49"),
         (["--layouts", "0"], "--layouts must be at least 1"),

@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -68,6 +69,16 @@ class ToyScenes:
         environment.position = spec.layout.index / 100
 
 
+@dataclass(frozen=True)
+class RunScenes(ToyScenes):
+    """Takes what ``LiberoScenes`` takes, so that ``eval.run`` can be given this world instead."""
+
+    assets: object = None
+    renderer: str = "fast"
+    image_size: int = 128
+    hard_reset: bool = False
+
+
 class SpeedAgent:
     """Moves right at a speed read from the task: task 0 succeeds, task 1 is too slow, task 2 breaks the arm."""
 
@@ -80,6 +91,22 @@ class SpeedAgent:
     def act(self, observation):
         chunk = np.zeros((8, 7), np.float32)
         chunk[:, 0] = self.speed
+        return chunk
+
+
+class SeeingAgent:
+    """Moves right as long as it is told to and sees a picture that is not black; keeps what it saw, in the process."""
+
+    needs_images = True
+    seen: ClassVar[list] = []
+
+    def begin(self, environment, spec):
+        pass
+
+    def act(self, observation):
+        self.seen.append(observation)
+        chunk = np.zeros((8, 7), np.float32)
+        chunk[:, 0] = 0.5 if observation["images"].any() and observation["prompt"] == "go right" else 0.0
         return chunk
 
 

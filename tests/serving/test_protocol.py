@@ -141,6 +141,14 @@ def test_every_layout_gives_the_same_observation():
         assert parsed["prompt"] == sent["prompt"]
 
 
+def test_saying_nothing_takes_saying_so():
+    silent = openpi_observation() | {"prompt": ""}
+    assert SPEC.parse(silent | {"no_instruction": True})["prompt"] == ""
+    for message in (silent, silent | {"no_instruction": 1}, silent | {"prompt": " ", "no_instruction": True}):
+        with pytest.raises(ProtocolError, match="1 to 2000 characters"):
+            SPEC.parse(message)
+
+
 def test_layouts_follow_the_cameras():
     assert set(SPEC.layouts()) == {"stacked", "views", "openpi-libero"}
     turned = ObservationSpec(("wrist", "agentview"), 8).parse(openpi_observation())["images"]
