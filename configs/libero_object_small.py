@@ -6,7 +6,7 @@ Time: not measured yet.
 Expected: not measured yet.
 Command, everything from the demonstrations to the report:
 
-    bash launch/quickstart.sh --config configs/libero_object_small.py --layout-kind shared --tasks all --episodes 150
+    bash launch/quickstart.sh --config=configs/libero_object_small.py --layout-kind shared --tasks all --episodes 150
 """
 
 from configs import libero_object_quickstart
