@@ -21,6 +21,7 @@ from typing import Literal
 import msgpack
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from array_record.python import array_record_module
 
@@ -43,6 +44,7 @@ FORMAT = 1
 METADATA_KEY = b"pokevla_corpus"
 PILLARS = ("general", "grounding", "affordance", "reasoning")
 """The four parts of the paper's pre-training corpus."""
+SPLITS = ("train", "holdout")
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,49}")
 _MAX_TEXT = 1 << 20
@@ -77,7 +79,7 @@ def check_sample(sample: CorpusSample) -> None:
     """Raises ``DataError`` for what no network could learn from, saying what it is."""
     if not SOURCE_NAME.fullmatch(sample.source) or sample.pillar not in PILLARS:
         raise DataError(f"has source {sample.source!r} and pillar {sample.pillar!r}; pillars: {', '.join(PILLARS)}")
-    if not sample.id or len(sample.id) > 500 or sample.split not in ("train", "holdout"):
+    if not sample.id or len(sample.id) > 500 or sample.split not in SPLITS:
         raise DataError(f"has id {sample.id[:80]!r} and split {sample.split!r}, which are not usable")
     if not sample.turns or len(sample.turns) % 2:
         raise DataError(f"has {len(sample.turns)} turns; questions and answers must alternate")
@@ -216,6 +218,16 @@ _SCHEMA = pa.schema(
 )
 
 
+_HEADER_TYPES: dict[str, Any] = {
+    "num_samples": int,
+    "counts": list,
+    "records_bytes": int,
+    "records_sha256": str,
+    "tokenizer": (str, type(None)),
+    "settings": dict,
+}
+
+
 def _counts(table: pa.Table) -> list[dict[str, Any]]:
     """Samples and images per source, pillar and split."""
     plain = table.select(["source", "pillar", "split", "num_images"]).to_pydict()
@@ -332,15 +344,45 @@ def read_shard(path: Path) -> tuple[dict[str, Any], pa.Table]:
     Raises:
         DataError: when they are not a shard of this format, or damaged.
     """
-    with shards.reading(path):
-        table = pq.read_table(path)
-    metadata = table.schema.metadata or {}
-    if METADATA_KEY not in metadata:
-        raise DataError(f"Table {path} is not a shard of conversations; move it out of the corpus's folder")
-    header = json.loads(metadata[METADATA_KEY])
-    if header.get("format") != FORMAT:
-        raise DataError(f"Table {path} has format {header.get('format')!r}, this version reads {FORMAT}")
-    if table.column_names != _SCHEMA.names or len(table) != header["num_samples"]:
-        raise DataError(f"Table {path} has other columns or rows than its header says; restore it from a copy")
+    with shards.opened(path) as file:
+        header = _parse_header(file.schema_arrow.metadata, path)
+        names, rows = file.schema_arrow.names, file.metadata.num_rows
+        if names != _SCHEMA.names or rows != header["num_samples"]:
+            raise DataError(f"Table {path} has other columns or rows than its header says; restore it from a copy")
+        table = file.read().cast(_PLAIN)
+    _check_columns(table, path)
     shards.check_records(path, header)
     return header, table
+
+
+def _parse_header(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Any]:
+    """The header in a table's metadata; raises ``DataError`` where it is not one of this format."""
+    if not metadata or METADATA_KEY not in metadata:
+        raise DataError(f"Table {path} is not a shard of conversations; move it out of the corpus's folder")
+    try:
+        header = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise DataError(f"Table {path} has a broken header ({error}); restore it from a copy or delete it") from error
+    version = header.get("format") if isinstance(header, dict) else None
+    if version != FORMAT:
+        raise DataError(f"Table {path} has format {version!r}, this version reads {FORMAT}")
+    for key, kind in _HEADER_TYPES.items():
+        if not isinstance(header.get(key), kind):
+            raise DataError(f"Table {path} has no valid {key!r} in its header; restore it from a copy or delete it")
+    return header
+
+
+def _check_columns(table: pa.Table, path: Path) -> None:
+    """Raises ``DataError`` for values that no shard of this format has."""
+    for name in table.column_names:
+        column = table[name]
+        known = {"pillar": PILLARS, "split": SPLITS}.get(name)
+        if column.null_count:
+            wrong = "has gaps in it"
+        elif known and not set(column.unique().to_pylist()) <= set(known):
+            wrong = f"has values other than {', '.join(known)}"
+        elif pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < -1:
+            wrong = "has negative values"
+        else:
+            continue
+        raise DataError(f"Column {name!r} of {path} {wrong}; restore the shard from a copy or delete it")

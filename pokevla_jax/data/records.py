@@ -52,9 +52,6 @@ __all__ = [
     "write_shard",
 ]
 
-_MAX_ROWS = 20_000_000
-_MAX_METADATA_BYTES = 256 << 20
-
 
 def shard_exists(directory: str | os.PathLike, shard_name: str) -> bool:
     """Whether the shard is complete on disk."""
@@ -276,11 +273,8 @@ def _action_meaning(directory: Path, manifest: dict, width: int) -> tuple[tuple[
 
 def _read_shard(path: Path, *, table: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
     """Header and, on request, the columns of a shard, checked against each other and the records' size."""
-    with shards.reading(path), pq.ParquetFile(path, thrift_string_size_limit=_MAX_METADATA_BYTES) as file:
+    with shards.opened(path) as file:
         header = manifests.parse_header(file.schema_arrow.metadata, path)
-        rows = file.metadata.num_rows
-        if rows > _MAX_ROWS:
-            raise DataError(f"Table {path} states {rows} rows, more than the limit of {_MAX_ROWS}; split the shard")
         columns = from_table(file.read(use_threads=False), header, path) if table else {}
     shards.check_records(path, header)
     return header, columns

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pokevla_jax.data.codec import DataError
+
+MAX_ROWS = 20_000_000
+MAX_METADATA_BYTES = 256 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -35,6 +39,20 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(
             f"Table {path} cannot be read: {str(error)[:200]}; restore it from a copy or delete it"
         ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A shard's table, of which nothing but its metadata is in memory yet.
+
+    Raises:
+        DataError: when it cannot be read, or says of itself that it is larger than any shard is.
+    """
+    with reading(path), pq.ParquetFile(path, thrift_string_size_limit=MAX_METADATA_BYTES) as file:
+        rows = file.metadata.num_rows
+        if rows > MAX_ROWS:
+            raise DataError(f"Table {path} states {rows} rows, more than the limit of {MAX_ROWS}; split the shard")
+        yield file
 
 
 def check_records(table: Path, header: Mapping[str, Any]) -> None:

@@ -1,9 +1,14 @@
+import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pokevla_jax.data import shards
 from pokevla_jax.data.codec import DataError
+from pokevla_jax.data.corpus import METADATA_KEY
 from pokevla_jax.data.corpus import check_sample
 from pokevla_jax.data.corpus import decode_image
 from pokevla_jax.data.corpus import decode_sample
@@ -79,4 +84,50 @@ def test_damage_is_named(tmp_path):
         write_corpus_shard(folder, "shard-0", [corpora.sample(1)])
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError, match="pokevla-ingest"):
+        open_corpus(folder)
+
+
+def rewritten(path, change=lambda table: table, **header):
+    """The shard's table with some columns changed and some of its header; None removes a key."""
+    table = pq.read_table(path)
+    values = json.loads(table.schema.metadata[METADATA_KEY]) | header
+    values = {key: value for key, value in values.items() if value is not None}
+    pq.write_table(change(table).replace_schema_metadata({METADATA_KEY: json.dumps(values)}), path)
+
+
+def replaced(name, values, kind):
+    return lambda table: table.set_column(table.column_names.index(name), name, pa.array(values, kind))
+
+
+@pytest.mark.parametrize(
+    ("change", "header", "message"),
+    [
+        (lambda table: table, {"records_bytes": "many"}, "no valid 'records_bytes'"),
+        (lambda table: table, {"num_samples": None}, "no valid 'num_samples'"),
+        (lambda table: table.slice(1), {}, "other columns or rows"),
+        (replaced("pillar", ["fun"] * 20, pa.string()), {}, "'pillar' of .* has values other than general"),
+        (replaced("split", ["train", None] * 10, pa.string()), {}, "'split' of .* has gaps"),
+        (replaced("words", [-5] * 20, pa.int32()), {}, "'words' of .* has negative values"),
+        (replaced("words", ["five"] * 20, pa.string()), {}, "cannot be read: .*five"),
+    ],
+)
+def test_tables_from_elsewhere_are_refused(tmp_path, change, header, message):
+    folder = corpora.write(tmp_path)
+    open_corpus(folder)
+    rewritten(folder / "shard-1.parquet", change, **header)
+    with pytest.raises(DataError, match=rf"shard-1\.parquet.*{message}|Column {message}"):
+        open_corpus(folder)
+
+
+def test_a_table_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    """By what its metadata says, before its columns are read."""
+    folder = corpora.write(tmp_path)
+    monkeypatch.setattr(shards, "MAX_ROWS", 19)
+    with pytest.raises(DataError, match=r"shard-0\.parquet states 20 rows, more than the limit of 19"):
+        open_corpus(folder)
+    monkeypatch.setattr(shards, "MAX_ROWS", 20)
+    open_corpus(folder)
+    monkeypatch.setattr(shards, "MAX_METADATA_BYTES", 1000)
+    rewritten(folder / "shard-0.parquet", padding="x" * 2000)
+    with pytest.raises(DataError, match=r"shard-0\.parquet cannot be read"):
         open_corpus(folder)
