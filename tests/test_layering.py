@@ -26,12 +26,13 @@ MAY_IMPORT = {
     "pokevla_jax.plan": ("typing", "config", "models", "sharding", "data", "training", "flops"),
     "pokevla_jax.interop": ("typing", "config", "models", "sharding", "data", "checkpoints"),
     "pokevla_jax.policy": ("typing", "config", "models", "data", "checkpoints"),
+    "pokevla_jax.vlm": ("typing", "config", "models", "data", "checkpoints"),
     "pokevla_jax.serving": (),
     "pokevla_jax.cli": (
         *("typing", "config", "models", "sharding", "data", "sim", "checkpoints", "training"),
         *("plan", "interop", "policy", "serving"),
     ),
-    "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "serving"),
+    "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "vlm", "serving"),
     "configs": ("config", "models"),
 }
 # Modules that may import more than their part: the recorder stores what it simulates.
@@ -39,7 +40,7 @@ EXCEPTIONS = {"pokevla_jax.sim.recorder": ("data",)}
 # Libraries, and the only parts that may import them. Loader workers and simulators are processes of their own: JAX
 # would take seconds to import there, and a TPU cannot be opened twice.
 LIBRARIES = {
-    "jax": ("models", "sharding", "checkpoints", "training", "plan", "interop", "policy", "cli"),
+    "jax": ("models", "sharding", "checkpoints", "training", "plan", "interop", "policy", "vlm", "cli"),
     "flax": ("models", "interop"),
     "optax": ("training", "plan"),
     "mujoco": ("sim",),

@@ -30,7 +30,8 @@ QWEN_CHAT = (
 # The same conversation in pieces, for several turns; it ends with <|endoftext|> where the last newline would be.
 _QWEN_SYSTEM = QWEN_CHAT.partition("<|im_start|>user")[0]
 _QWEN_USER = "<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-_QWEN_END, _QWEN_LAST = "<|im_end|>\n", "<|im_end|><|endoftext|>"
+_QWEN_TURN, _QWEN_TEXT = "<|im_end|>", "<|endoftext|>"
+_QWEN_END, _QWEN_LAST = f"{_QWEN_TURN}\n", f"{_QWEN_TURN}{_QWEN_TEXT}"
 _WORD = re.compile(r"\w+|[^\w\s]")
 _SPECIALS = ("<pad>", "<unk>", "<bos>")
 # Words that no text contains, since _WORD splits them: an answer begins, a turn ends.
@@ -44,10 +45,12 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: ids are below it.
         pad_id: fills the positions behind a prompt.
+        end_ids: each ends an answer; empty where the vocabulary was made for instructions only.
     """
 
     vocab_size: int
     pad_id: int
+    end_ids: tuple[int, ...]
 
     def encode(self, instruction: str) -> list[int]:
         """Ids of the prompt for this instruction, template applied, instruction in lower case."""
@@ -75,7 +78,13 @@ class CompactTokenizer:
         self.prompt_template = _checked_template(prompt_template)
         self.pad_id = 0
         self.vocab_size = len(_SPECIALS) + len(self.words)
-        self._ids = {word: index for index, word in enumerate((*_SPECIALS, *self.words))}
+        self._ids = {word: index for index, word in enumerate(self.tokens)}
+        self.end_ids = (self._ids[_END],) if _END in self._ids else ()
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The token of every id."""
+        return (*_SPECIALS, *self.words)
 
     @classmethod
     def from_corpus(cls, corpus: Iterable[str], prompt_template: str) -> "CompactTokenizer":
@@ -117,8 +126,7 @@ class CompactTokenizer:
         return ids, is_answer
 
     def decode(self, ids: Sequence[int]) -> str:
-        names = (*_SPECIALS, *self.words)
-        words = []
+        names, words = self.tokens, []
         for index in ids:
             if names[index] == _END:
                 break
@@ -143,6 +151,7 @@ class QwenTokenizer:
         self._fingerprint: str | None = None
         self.pad_id = self._tokenizer.pad_token_id
         self.vocab_size = len(self._tokenizer)
+        self.end_ids = tuple(self._tokenizer.convert_tokens_to_ids(token) for token in (_QWEN_TURN, _QWEN_TEXT))
 
     def encode(self, instruction: str) -> list[int]:
         check_text(instruction)
@@ -169,7 +178,7 @@ class QwenTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text.partition("<|im_end|>")[0].partition("<|endoftext|>")[0]
+        return text.partition(_QWEN_TURN)[0].partition(_QWEN_TEXT)[0]
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,7 @@ from pokevla_jax.models.layers import parameter
 from pokevla_jax.models.layers import rotary_table
 from pokevla_jax.models.layers import rotate
 from pokevla_jax.typing import Array
+from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
@@ -38,11 +39,23 @@ class Attention(nnx.Module):
         self.o_proj = Linear((h, k), d, axes=("heads", "head_dim", "embed"), use_bias=False)
 
     def __call__(
-        self, x: Float[Array, "b s d"], rotary: RotaryTable, segments: Int[Array, "b s"] | None
-    ) -> Float[Array, "b s d"]:
+        self,
+        x: Float[Array, "b s d"],
+        rotary: RotaryTable,
+        segments: Int[Array, "b s"] | None = None,
+        past: Source | None = None,
+    ) -> tuple[Float[Array, "b s d"], Source]:
+        """The output, and the keys and values that later positions will look at.
+
+        With ``past``, ``x`` is one position that sees what ``past`` leaves visible, and itself.
+        """
         queries, keys = rotate(self.q_proj(x), rotary), rotate(self.k_proj(x), rotary)
-        source = Source(keys, self.v_proj(x))
-        return self.o_proj(attend(queries, source, segments=segments, causal=True, implementation=self.implementation))
+        own = Source(keys, self.v_proj(x))
+        if past is None:
+            y = attend(queries, own, segments=segments, causal=True, implementation=self.implementation)
+        else:
+            y = attend(queries, past, own)
+        return self.o_proj(y), own
 
 
 class DecoderLayer(nnx.Module):
@@ -55,12 +68,18 @@ class DecoderLayer(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_dim)
 
     def __call__(
-        self, x: Float[Array, "b s d"], rotary: RotaryTable, segments: Int[Array, "b s"] | None
-    ) -> Float[Array, "b s d"]:
+        self,
+        x: Float[Array, "b s d"],
+        rotary: RotaryTable,
+        segments: Int[Array, "b s"] | None = None,
+        past: Source | None = None,
+    ) -> tuple[Float[Array, "b s d"], Source]:
+        """The output, and the attention's keys and values; see there."""
         with jax.named_scope("attention"):
-            x = x + self.attention(self.input_layernorm(x), rotary, segments)
+            y, own = self.attention(self.input_layernorm(x), rotary, segments, past)
+            x = x + y
         with jax.named_scope("mlp"):
-            return x + self.mlp(self.post_attention_layernorm(x))
+            return x + self.mlp(self.post_attention_layernorm(x)), own
 
 
 class Decoder(nnx.Module):
@@ -108,12 +127,46 @@ class Decoder(nnx.Module):
         x, states = stacking.scan(
             self.layers,
             sharding.constrain(x, "batch", None, "embed"),
-            step=lambda layer, x, _: layer(x, rotary, segments),
+            step=lambda layer, x, _: layer(x, rotary, segments)[0],
             remat=remat,
             collect=all_layers,
         )
         last = self.norm(x)
         return last, jnp.concatenate([states[:-1], last[None]]) if all_layers else None
+
+    def prefill(
+        self, x: Float[Array, "b s d"], positions: Int[Array, "b s"], segments: Int[Array, "b s"]
+    ) -> tuple[Float[Array, "b s d"], Source]:
+        """What ``__call__`` returns, and every layer's keys and values: [layers, b, s, g, k]."""
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        x, sources = stacking.scan_outputs(self.layers, x, step=lambda layer, x, _: layer(x, rotary, segments))
+        return self.norm(x), sources
+
+    def extend(
+        self,
+        x: Float[Array, "b 1 d"],
+        positions: Int[Array, "b 1"],
+        past: Source,
+        seen: Bool[Array, "b z"],
+    ) -> tuple[Float[Array, "b 1 d"], Source]:
+        """The hidden state of one position behind ``past``, and its own keys and values: [layers, b, 1, g, k].
+
+        Args:
+            x: its embedding.
+            positions: of the rotary embedding.
+            past: every layer's keys and values, [layers, b, z, g, k].
+            seen: which of the ``z`` it sees; it sees itself too.
+        """
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        hidden = jnp.where(seen, 0.0, jnp.finfo(jnp.float32).min)[:, None, None]
+        bias = jnp.broadcast_to(hidden, (x.shape[0], self.config.num_heads, 1, seen.shape[1]))
+        x, own = stacking.scan_outputs(
+            self.layers,
+            x,
+            step=lambda layer, x, past: layer(x, rotary, past=past._replace(bias=bias)),
+            per_layer=past,
+        )
+        return self.norm(x), own
 
     def logits(self, states: Float[Array, "b s d"]) -> Float[Array, "b s vocab"]:
         """Next-token logits in float32, by the tied embeddings."""

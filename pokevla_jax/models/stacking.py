@@ -91,14 +91,30 @@ def scan(
         remat: what the backward pass recomputes.
         collect: whether to stack the carries.
     """
+
+    def step_and_collect(layer: Any, carry: Any, extra: Any) -> tuple[Any, Any]:
+        carry = step(layer, carry, extra)
+        return carry, carry if collect else None
+
+    return scan_outputs(stacked, x, step=step_and_collect, per_layer=per_layer, remat=remat)
+
+
+def scan_outputs(
+    stacked: nnx.Module,
+    x: Any,
+    *,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    per_layer: Any = None,
+    remat: Remat = "none",
+) -> tuple[Any, Any]:
+    """``scan`` for a ``step`` that returns ``(carry, output)``; the final carry and the outputs, stacked by layer."""
     graphdef, state = nnx.split(stacked)
     params = nnx.to_pure_dict(state)
     num_layers = jax.tree.leaves(params)[0].shape[0]
 
     def body(carry: Any, xs: tuple[Params, Any]) -> tuple[Any, Any]:
         layer_params, extra = xs
-        carry = step(nnx.merge(graphdef, layer_params), carry, extra)
-        return carry, carry if collect else None
+        return step(nnx.merge(graphdef, layer_params), carry, extra)
 
     unroll = num_layers if num_layers <= UNROLL_UP_TO else 1
     return jax.lax.scan(checkpoint(body, remat), x, (params, per_layer), unroll=unroll)
