@@ -117,7 +117,7 @@ def train(
             if restored:
                 state, best = restored.state, restored.best
             elif init_from is not None:
-                params, report = init_from_lib.load(init_from, config, objective)
+                params, report = init_from_lib.load(init_from, config, objective, data.assets.get("tokenizer"))
                 reporter.say(report)
                 state, best = factory.from_params(params), None
             else:

@@ -15,6 +15,7 @@ from pokevla_jax.config import DataConfig
 from pokevla_jax.config import MeshConfig
 from pokevla_jax.config import OptimizerConfig
 from pokevla_jax.config import validate
+from pokevla_jax.data import tokenize
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import pokevlm
@@ -180,6 +181,30 @@ def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(tmp_path
     started, report = init_from.load(workdir, policy, stages.make_objective(policy))
     np.testing.assert_array_equal(started["language"]["norm"]["scale"], params["language"]["norm"]["scale"])
     assert "fresh: action_head" in report
+    check_words_are_taken_over(workdir, policy, params, assets)
+
+
+def check_words_are_taken_over(workdir, policy, params, assets):
+    """A policy with a smaller vocabulary of its own starts with the embedding of every word that both know."""
+    language = dataclasses.replace(policy.model.language, vocab_size=20)
+    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, language=language))
+    known = tokenize.from_json(assets.tokenizer_json)
+    own = tokenize.CompactTokenizer.from_corpus(["question the thing here"], "{instruction}")
+    started, report = init_from.load(workdir, policy, stages.make_objective(policy), own.to_json())
+    table, source = started["language"]["embed_tokens"], params["language"]["embed_tokens"]
+    assert table.shape[0] == 20
+    fresh = stages.make_objective(policy).initialize(jax.random.key(policy.seed))["language"]["embed_tokens"]
+    words = ("<pad>", "<unk>", "<bos>", "question", "thing", "here")
+    for word in words:
+        np.testing.assert_array_equal(table[own.tokens.index(word)], source[known.tokens.index(word)])
+    for index in (own.tokens.index("the"), 19):
+        np.testing.assert_array_equal(table[index], fresh[index])
+    assert f"embeddings by word: {len(words)} of {own.vocab_size}, the others fresh" in report
+    released = {"kind": "qwen", "path": "somewhere", "fingerprint": "", "prompt_template": "{instruction}"}
+    with pytest.raises(checkpoints.CheckpointError, match="of kind 'compact', this run one of kind 'qwen'"):
+        init_from.load(workdir, policy, stages.make_objective(policy), released)
+    with pytest.raises(checkpoints.CheckpointError, match="language/embed_tokens is 1200x128 there and 20x128 here"):
+        init_from.load(workdir, policy, stages.make_objective(policy))
 
 
 def test_rows_too_short_for_their_images_are_refused():
