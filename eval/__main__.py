@@ -1,4 +1,4 @@
-"""``python -m eval run | compare | report``."""
+"""``python -m eval run | compare | report | vlm``."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ examples:
       --control blind=runs/blind --control replay --run-dir runs/eval/libero
   python -m eval compare runs/eval/policy runs/eval/blind
   python -m eval report --run-dir runs/eval/policy --run-dir runs/eval/blind --workdir runs/policy --out report.html
+  python -m eval vlm --checkpoint runs/vlm --data corpus --control blind=runs/blind --zero-images --out runs/eval/vlm
 
 Bad input is answered in one sentence on stderr with exit status 2; status 1 means that episodes ended in errors.
 """
@@ -29,18 +30,23 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | report")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | report | vlm")
     from eval import compare
     from eval import report
     from eval import run
+    from eval.vlm import command as vlm
 
     run.add_arguments(commands.add_parser("run", help="run episodes into a folder", allow_abbrev=False))
     compare.add_arguments(commands.add_parser("compare", help="paired comparison of two runs"))
     report.add_arguments(commands.add_parser("report", help="one HTML page about runs"))
+    vlm.add_arguments(commands.add_parser("vlm", help="ask a vision-language checkpoint about held-out pictures"))
     options = parser.parse_args(arguments)
+    typed = shlex.join(["python", "-m", "eval", *arguments])
     try:
         if options.command == "run":
-            return _run(options, shlex.join(["python", "-m", "eval", *arguments]))
+            return _run(options, typed)
+        if options.command == "vlm":
+            return vlm.main(options, typed)
         if options.command == "compare":
             return compare.main(options)
         return report.main(options)

@@ -124,6 +124,14 @@ def decode_jpeg(data: bytes, what: str) -> UInt8[np.ndarray, "h w 3"]:
     return _decode(data, "JPEG", what)
 
 
+def decode_mask(data: bytes, what: str) -> UInt8[np.ndarray, "h w"]:
+    """Pixels of an 8-bit grey PNG file; raises ``DataError`` naming ``what`` where it is anything else."""
+    mask = _decode(data, "PNG", what)
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise DataError(f"has a {what} of {mask.dtype}{mask.shape}, expected uint8 [h, w]")
+    return mask
+
+
 def _decode_maps(entry: dict, part: str, dtype: type) -> dict[str, np.ndarray] | None:
     if part not in entry:
         return None
