@@ -90,10 +90,11 @@ class Vlm:
         config, assets = checkpoints.load_assets(path, step)
         if assets.tokenizer_json is None:
             raise ValueError(f"Checkpoint {path} lacks a tokenizer; give the checkpoint of a training run")
+        tokenizer = tokenizer_from_json(assets.tokenizer_json)
         others = [part for part in stacking.abstract_params(config.model) if part not in PARTS]
-        config, params, assets = checkpoints.load_policy_checkpoint(path, step, skip=others)
+        config, params, _ = checkpoints.load_policy_checkpoint(path, assets.step, skip=others)
         metadata = {"path": str(path), "step": assets.step, "versions": dict(assets.versions)}
-        return cls(config, params, tokenizer_from_json(assets.tokenizer_json), metadata=metadata, **options)
+        return cls(config, params, tokenizer, metadata=metadata, **options)
 
     def with_black_images(self) -> "Vlm":
         """The same network, which sees nothing."""

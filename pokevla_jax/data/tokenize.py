@@ -79,7 +79,7 @@ class CompactTokenizer:
         self.pad_id = 0
         self.vocab_size = len(_SPECIALS) + len(self.words)
         self._ids = {word: index for index, word in enumerate(self.tokens)}
-        self.end_ids = (self._ids[_END],) if _END in self._ids else ()
+        self.end_ids: tuple[int, ...] = (self._ids[_END],) if _END in self._ids else ()
 
     @property
     def tokens(self) -> tuple[str, ...]:
