@@ -35,8 +35,11 @@ MAY_IMPORT = {
     "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "vlm", "serving"),
     "configs": ("config", "models"),
 }
-# Modules that may import more than their part: the recorder stores what it simulates.
-EXCEPTIONS = {"pokevla_jax.sim.recorder": ("data",)}
+# Modules that may import more than their part: what stores what it simulates, and words it as the adapters do.
+EXCEPTIONS = {
+    f"pokevla_jax.sim.{module}": ("data",)
+    for module in ("recorder", "corpus.build", "corpus.phrasings", "corpus.samples", "corpus.sheet")
+}
 # Libraries, and the only parts that may import them. Loader workers and simulators are processes of their own: JAX
 # would take seconds to import there, and a TPU cannot be opened twice.
 LIBRARIES = {

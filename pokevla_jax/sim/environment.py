@@ -19,6 +19,7 @@ from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.rendering import CAMERAS
 from pokevla_jax.sim.rendering import Camera
 from pokevla_jax.sim.rendering import FastRenderer
+from pokevla_jax.sim.rendering import GeomLabels
 from pokevla_jax.sim.rendering import Renderer
 from pokevla_jax.sim.rendering import RobosuiteRenderer
 from pokevla_jax.sim.rendering import ViewFrame
@@ -227,9 +228,26 @@ class LiberoEnvironment:
         transform[:3, 3] = -rotation.T @ base.xpos
         return transform
 
-    def render(self, view: str, *, rgb: bool = True, mask: bool = False, depth: bool = False) -> ViewFrame:
-        """What one camera sees now; see ``rendering`` for the orientation."""
-        geoms = self._interesting_geoms() if mask else None
+    def render(
+        self,
+        view: str,
+        *,
+        rgb: bool = True,
+        mask: bool = False,
+        depth: bool = False,
+        labels: GeomLabels | None = None,
+    ) -> ViewFrame:
+        """What one camera sees now; see ``rendering`` for the orientation.
+
+        Args:
+            view: one of ``VIEWS``.
+            rgb: draw colours.
+            mask: draw the task's objects of interest.
+            depth: draw metres.
+            labels: of geoms, drawn as the mask instead of the objects of interest.
+        """
+        if mask and labels is None:
+            labels = self._interesting_geoms()
         if view not in CAMERAS:
             raise SimulationError(f"Unknown view {view!r}; known: {', '.join(CAMERAS)}")
         if self._renderer is None:
@@ -238,7 +256,7 @@ class LiberoEnvironment:
             else:
                 self._renderer = RobosuiteRenderer(self.sim_env.sim, self.image_size)
             _close_at_exit(self)
-        return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, geoms=geoms, depth=depth)
+        return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, labels=labels, depth=depth)
 
     def camera(self, view: str) -> Camera:
         """The geometry of ``view`` now."""
@@ -253,8 +271,8 @@ class LiberoEnvironment:
         if name not in self.sim_env.obj_body_id:
             raise SimulationError(f"No object {name!r} in this scene; it has {', '.join(self.sim_env.obj_body_id)}")
 
-    def _interesting_geoms(self) -> frozenset[int]:
-        """Ids of all geoms that belong to the task's objects of interest."""
+    def _interesting_geoms(self) -> GeomLabels:
+        """1 for all geoms that belong to the task's objects of interest, 0 for the others."""
         roots = set()
         for name in self.task.objects_of_interest:
             site = self.sim_env.object_sites_dict.get(name)
@@ -269,7 +287,7 @@ class LiberoEnvironment:
             # Parents come before children in MuJoCo's numbering.
             if body in roots or self.model.body_parentid[body] in members:
                 members.add(body)
-        return frozenset(i for i in range(self.model.ngeom) if self.model.geom_bodyid[i] in members)
+        return np.isin(self.model.geom_bodyid, list(members)).astype(np.uint8)
 
     def close(self) -> None:
         """Frees the simulator and its OpenGL context; may be called twice, and is called at exit."""

@@ -19,6 +19,9 @@ from pokevla_jax.typing import UInt8
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """View name -> MuJoCo camera name."""
 
+GeomLabels = UInt8[np.ndarray, " g"]
+"""A number below 255 for each geom of a model; 0 is the surroundings."""
+
 
 @dataclass(frozen=True)
 class ViewFrame:
@@ -26,7 +29,7 @@ class ViewFrame:
 
     Attributes:
         rgb: colours, uint8.
-        mask: 1 where an object of interest is visible, else 0.
+        mask: the label of what is visible; 1 for objects of interest and else 0, unless other labels were asked for.
         depth: metres along the optical axis.
     """
 
@@ -65,9 +68,9 @@ class Renderer(Protocol):
     """Draws one camera of one model; a new one is needed after a hard reset."""
 
     def render(
-        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, labels: GeomLabels | None, depth: bool
     ) -> ViewFrame:
-        """The policy image of ``camera``; ``geoms`` are those that the mask shows, None for no mask."""
+        """The policy image of ``camera``; the mask shows the label of each geom, None for no mask."""
 
     def close(self) -> None:
         """Frees the OpenGL resources."""
@@ -80,18 +83,18 @@ def metric_depth(buffer: Float[np.ndarray, "h w"], model: mujoco.MjModel) -> Flo
     return (near / (1.0 - buffer.astype(np.float64) * (1.0 - near / far))).astype(np.float32)
 
 
-def mark_segments(scene: mujoco.MjvScene, geoms: frozenset[int]) -> None:
-    """Numbers the scene's geoms 0, those in ``geoms`` 1, so that a segmentation pass draws the mask itself.
+def mark_segments(scene: mujoco.MjvScene, labels: GeomLabels) -> None:
+    """Numbers the scene's geoms by their labels, so that a segmentation pass draws the mask itself.
 
     MuJoCo draws ``segid + 1`` as a 24-bit colour and skips what has -1: sites and fully transparent geoms, which the
-    pass would otherwise draw solid, in front of what they do not hide. Reading one bit back also avoids robosuite's
+    pass would otherwise draw solid, in front of what they do not hide. Reading one byte back also avoids robosuite's
     conversion, which overflows on numpy 2.
     """
     kind = int(mujoco.mjtObj.mjOBJ_GEOM)
     for index in range(scene.ngeom):
         geom = scene.geoms[index]
         shown = geom.objtype == kind and geom.rgba[3] > 0.0
-        geom.segid = int(geom.objid in geoms) if shown else -1
+        geom.segid = int(labels[geom.objid]) if shown else -1
 
 
 class FastRenderer:
@@ -114,14 +117,14 @@ class FastRenderer:
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
 
     def render(
-        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, labels: GeomLabels | None, depth: bool
     ) -> ViewFrame:
         self._gl.make_current()
         self._camera.fixedcamid = self._model.camera(camera).id
         mujoco.mjv_updateScene(
             self._model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
         )
-        return draw(self._model, self._scene, self._context, self._size, rgb=rgb, geoms=geoms, depth=depth)
+        return draw(self._model, self._scene, self._context, self._size, rgb=rgb, labels=labels, depth=depth)
 
     def close(self) -> None:
         """Frees textures and buffers in the context they belong to; may be called twice."""
@@ -146,7 +149,7 @@ class RobosuiteRenderer:
         self._offscreen = sim._render_context_offscreen
 
     def render(
-        self, data: mujoco.MjData, camera: str, *, rgb: bool, geoms: frozenset[int] | None, depth: bool
+        self, data: mujoco.MjData, camera: str, *, rgb: bool, labels: GeomLabels | None, depth: bool
     ) -> ViewFrame:
         offscreen = self._offscreen
         # robosuite assumes that its context is the only one in the process.
@@ -157,7 +160,7 @@ class RobosuiteRenderer:
         mujoco.mjv_updateScene(
             model, data, offscreen.vopt, offscreen.pert, offscreen.cam, mujoco.mjtCatBit.mjCAT_ALL, offscreen.scn
         )
-        return draw(model, offscreen.scn, offscreen.con, self._size, rgb=rgb, geoms=geoms, depth=depth)
+        return draw(model, offscreen.scn, offscreen.con, self._size, rgb=rgb, labels=labels, depth=depth)
 
     def close(self) -> None:
         """Nothing to free: the context belongs to robosuite's simulator."""
@@ -170,7 +173,7 @@ def draw(
     size: int,
     *,
     rgb: bool,
-    geoms: frozenset[int] | None,
+    labels: GeomLabels | None,
     depth: bool,
 ) -> ViewFrame:
     """Draws an updated scene into the current context: depth comes with the colours, the mask takes a second pass."""
@@ -178,19 +181,20 @@ def draw(
     colours = np.empty((size, size, 3), np.uint8)
     zbuffer = np.empty((size, size), np.float32) if depth else None
     image = mask = metres = None
-    if rgb or (depth and geoms is None):
+    if rgb or (depth and labels is None):
         mujoco.mjr_render(rect, scene, context)
         mujoco.mjr_readPixels(colours, zbuffer, rect, context)
         image = rotated(colours) if rgb else None
-    if geoms is not None:
-        mark_segments(scene, geoms)
+    if labels is not None:
+        mark_segments(scene, labels)
         scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
         scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
         mujoco.mjr_render(rect, scene, context)
         mujoco.mjr_readPixels(colours, None if rgb else zbuffer, rect, context)
         scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 0
         scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
-        mask = rotated((colours[..., 0] == 2).astype(np.uint8))
+        # Where nothing is drawn stays 0; so does label 0.
+        mask = rotated(np.maximum(colours[..., 0], 1) - 1)
     if zbuffer is not None:
         metres = rotated(metric_depth(zbuffer, model))
     return ViewFrame(image, mask, metres)
