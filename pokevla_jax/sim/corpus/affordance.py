@@ -62,8 +62,10 @@ def grasp_mask(view: View, thing: Thing) -> Bool[np.ndarray, "h w"]:
     if thing.grasp is None or (thing.grasp == "body" and thing.grip_width > FITS):
         return np.zeros_like(mask)
     height = view.points[..., 2]
-    if thing.grasp == "body" or thing.rim is None:
+    if thing.grasp == "body":
         return mask & (height >= thing.top - REACH)
+    if thing.rim is None:
+        return np.zeros_like(mask)
     x, y, radius = thing.rim
     away = np.linalg.norm(view.points[..., :2] - np.array([x, y]), axis=-1)
     if thing.grasp == "rim":

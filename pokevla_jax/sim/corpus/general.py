@@ -46,8 +46,8 @@ def _what_is_there(frame: Frame) -> Iterator[Draft]:
 
 
 def _is_there(frame: Frame, view: str, rng: np.random.Generator) -> Iterator[Draft]:
-    nouns = {thing.noun for thing in frame.visible(view).values() if thing.kind != "part"}
-    for noun in sorted(nouns):
+    nouns = sorted(thing.noun for thing in frame.named(view).values() if thing.kind != "part")
+    for noun in nouns:
         yield yes_no("is_there", True, {"thing": noun}, view)
     absent = sorted(set(kinds.NOUNS) - {thing.noun for thing in frame.things.values()})
     for index in rng.permutation(len(absent))[: len(nouns)]:

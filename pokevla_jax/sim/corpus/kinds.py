@@ -96,7 +96,7 @@ PARTS: dict[str, tuple[PartKind, ...]] = {
     "wooden_cabinet": _drawers(),
     "white_cabinet": _drawers(),
     "microwave": (PartKind("microwave door", "microdoorroot", "microjoint", -1.2, -0.03),),
-    "flat_stove": (PartKind("stove knob", "button", "button", 0.6, 0.0, "on"),),
+    "flat_stove": (PartKind("stove knob", "button", "button", 0.55, 0.05, "on"),),
 }
 """Moving parts by the fixture's category."""
 

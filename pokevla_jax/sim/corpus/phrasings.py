@@ -59,8 +59,8 @@ _GENERAL = {
     ),
     "is_there": Wordings(
         "general",
-        _closed("Is there a {thing} in the picture?", "Do you see a {thing}?", "Does the picture show a {thing}?"),
-        _closed("Can a {thing} be seen here?"),
+        _closed("Is the {thing} in the picture?", "Do you see the {thing}?", "Does the picture show the {thing}?"),
+        _closed("Can the {thing} be seen here?"),
     ),
     "count": Wordings(
         "general",
@@ -248,9 +248,11 @@ _AFFORDANCE = {
     "can_open": Wordings(
         "affordance",
         _closed(
-            "Can the {thing} be opened?", "Is the {thing} something to open?", "Does the {thing} open or pull out?"
+            "Can the {thing} be pulled open?",
+            "Is the {thing} something to pull open?",
+            "Could the robot pull the {thing} open?",
         ),
-        _closed("Can a robot open the {thing}?"),
+        _closed("Does the {thing} pull open?"),
     ),
     "fits_gripper": Wordings(
         "affordance",

@@ -105,9 +105,11 @@ def direction(offset: np.ndarray) -> str | None:
 
 def _next_motion(frame: Frame) -> Iterator[Draft]:
     """Only where the task is one thing into a basket, which is what the expert plays."""
-    if len(frame.goals) != 1 or frame.goals[0].place is None or not _shown(frame):
+    if len(frame.goals) != 1 or not _shown(frame):
         return
-    goal = frame.goals[0]
+    (goal,) = frame.goals
+    if goal.place is None:
+        return
     thing, basket = frame.things[goal.things[0]], frame.things[goal.place]
     if basket.group != "basket":
         return
