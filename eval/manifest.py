@@ -16,6 +16,8 @@ from typing import Literal
 from eval.errors import EvaluationError
 
 LayoutKind = Literal["moved", "shared"]
+# Categories of perturbation that are played in scenes of their own; the others share their task's.
+OWN_SCENE = ("light", "background", "layout")
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +43,9 @@ class EpisodeSpec:
         seed: seed of the episode's own randomness (environment and ``random`` policy).
         init_state: index of a stored initial state, or None.
         layout: a sampled layout, or None.
+        perturbation: LIBERO-Plus's name of what is changed (the task's name there is ``task_name`` and this), or None.
+        category: kind of perturbation, such as ``camera``; None without one.
+        level: difficulty of the perturbation, 1 to 5; None where the benchmark gives none.
         control: what was taken from the policy (``controls.ABLATIONS``), or None for the policy as it is.
         told: the instruction that the policy is given instead of ``prompt``; the task's own goal still decides.
     """
@@ -54,6 +59,9 @@ class EpisodeSpec:
     seed: int = 0
     init_state: int | None = None
     layout: LayoutSpec | None = None
+    perturbation: str | None = None
+    category: str | None = None
+    level: int | None = None
     control: str | None = None
     told: str | None = None
 
@@ -89,11 +97,15 @@ class EpisodeSpec:
         """Episodes with the same scene can share one compiled environment."""
         if self.layout is not None and self.layout.kind == "shared":
             return f"{self.suite}/shared"
+        if self.category in OWN_SCENE:
+            return f"{self.suite}/{self.task}/{self.perturbation}"
         return f"{self.suite}/{self.task}"
 
     @property
     def start(self) -> str:
         """Where the episode starts, in words, for tables and captions."""
+        if self.perturbation is not None:
+            return f"{self.category} {self.perturbation}"
         if self.layout is None:
             return f"stored state {self.init_state}"
         return f"{self.layout.kind} layout {self.layout.seed}/{self.layout.index}"

@@ -146,7 +146,9 @@ def expert_demonstrations(scenes: Scenes, specs: Sequence[EpisodeSpec]) -> dict[
     for spec in specs:
         if (spec.suite, spec.task) in demonstrations:
             continue
-        stored = dataclasses.replace(spec, benchmark="libero", layout=None, init_state=0)
+        stored = dataclasses.replace(
+            spec, benchmark="libero", init_state=0, layout=None, perturbation=None, category=None, level=None
+        )
         environment = scenes.build(stored)
         for state in range(5):
             stored = dataclasses.replace(stored, init_state=state)

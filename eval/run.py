@@ -13,6 +13,8 @@ from typing import Any
 from eval import summary as summaries
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks import build_manifest
+from eval.benchmarks import chosen_benchmark
+from eval.benchmarks import libero_plus
 from eval.cluster import local_cluster
 from eval.controls import Control
 from eval.controls import check_control
@@ -34,6 +36,9 @@ from eval.results import RunFolder
 from eval.scenes import LiberoScenes
 from eval.videos import VideoOptions
 from pokevla_jax.sim.assets import resolve_assets
+from pokevla_jax.sim.plus.asset_archive import open_assets
+from pokevla_jax.sim.plus.language import PromptMode
+from pokevla_jax.sim.plus.robot_pose import RobotMode
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,13 @@ class Options:
     layouts: int | None = None
     layout_seed: int = 0
     layout_kind: LayoutKind = "moved"
+    category: str | None = None
+    sample: int | None = None
+    sample_seed: int = 0
+    prompt: PromptMode = "clean"
+    robot: RobotMode = "official"
+    plus: str | None = None
+    plus_assets: str | None = None
     max_steps: int | None = None
     ablate: Sequence[str] = ()
     control: Sequence[str] = ()
@@ -81,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layouts", type=int, metavar="N", help="libero_moved: sampled layouts per task")
     add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
     add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
+    libero_plus.add_arguments(parser)
     add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
     add(
         "--ablate", action="append", default=[], metavar="WHAT", help="images, language or instruction; repeat for more"
@@ -103,11 +116,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_options(options: Options) -> None:
     """Raises ``EvaluationError`` for numbers that make no sense."""
-    for name in ("layouts", "max_steps", "workers", "video_stride", "image_size"):
+    for name in ("layouts", "sample", "max_steps", "workers", "video_stride", "image_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name in ("layout_seed", "seed", "retries"):
+    for name in ("layout_seed", "sample_seed", "seed", "retries"):
         if getattr(options, name) < 0:
             raise EvaluationError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
     if options.step not in (None, "best") and not str(options.step).isdecimal():
@@ -134,19 +147,26 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     check_options(options)
     controls = parse_controls(options.ablate, options.control)
     specs = build_manifest(options)
-    assets = resolve_assets(options.assets)
+    plus = libero_plus.Choices.of(options) if chosen_benchmark(options) == "libero_plus" else None
+    assets = open_assets(options.plus_assets) if options.plus_assets else resolve_assets(options.assets)
     robosuite = options.renderer == "robosuite"
     scenes = LiberoScenes(
         assets=assets,
         renderer=options.renderer,
         image_size=options.image_size or (256 if robosuite else 128),
         hard_reset=options.hard_reset or robosuite,
+        plus=plus,
     )
     workers = min(options.workers or len(os.sched_getaffinity(0)), len(specs))
     parts = _parts(options, controls, specs, scenes, workers)
     simulation = simulation_half(
         assets, renderer=scenes.renderer, image_size=scenes.image_size, hard_reset=scenes.hard_reset
     )
+    coverage = {}
+    if plus is not None:
+        simulation = plus.protocol(simulation)
+        coverage = {"coverage": libero_plus.coverage(options)}
+        print(libero_plus.banner(coverage["coverage"]), file=sys.stderr)
     with contextlib.ExitStack() as stack:
         # All folders are taken before anything runs, so that what is wrong with one of them shows at once.
         for part in parts:
@@ -157,7 +177,7 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
             if part.control is None and (note := protocol.unlike_training()):
                 print(f"warning: {note}", file=sys.stderr)
             stack.callback(part.folder.close)
-            part.folder.open(part.specs, protocol, context | machine())
+            part.folder.open(part.specs, protocol, context | coverage | machine())
         results = [_run_part(part, options, scenes, workers, progress) for part in parts]
     names = [part.control.name for part in parts if part.control is not None]
     return results[0] | ({"controls": dict(zip(names, results[1:], strict=True))} if names else {})

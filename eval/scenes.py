@@ -1,12 +1,19 @@
 """Environments for episodes: which ones can share a compiled scene, and how each is brought to its start."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import Protocol
 
+from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.protocol import SETTLE_STEPS
 from pokevla_jax.sim.assets import Assets
+
+if TYPE_CHECKING:
+    from eval.benchmarks.libero_plus import Choices
+    from pokevla_jax.sim.plus.metadata import Metadata
+    from pokevla_jax.sim.plus.metadata import PlusTask
 
 
 class Scenes(Protocol):
@@ -21,40 +28,68 @@ class Scenes(Protocol):
 
 @dataclass(frozen=True)
 class LiberoScenes:
-    """LIBERO in MuJoCo, with stored initial states or sampled layouts."""
+    """LIBERO in MuJoCo, with stored initial states, sampled layouts or LIBERO-Plus's perturbations.
+
+    Attributes:
+        plus: how LIBERO-Plus is read; needed for its episodes alone.
+    """
 
     assets: Assets
     renderer: str
     image_size: int
     hard_reset: bool
+    plus: "Choices | None" = None
 
     def build(self, spec: EpisodeSpec) -> Any:
         """Compiles the scene (3 to 5 s); its renderer is created with the first image."""
         from pokevla_jax.sim.layouts import make_environment
+        from pokevla_jax.sim.plus import scenes as plus
 
+        options: dict[str, Any] = {
+            "assets": self.assets,
+            "renderer": self.renderer,
+            "image_size": self.image_size,
+            "hard_reset": self.hard_reset,
+            "seed": spec.seed,
+        }
+        if spec.perturbation is not None:
+            metadata, task = self._plus_task(spec)
+            return plus.make_environment(metadata, task, **options)
         kind = "stored" if spec.layout is None else spec.layout.kind
-        return make_environment(
-            spec.suite,
-            spec.task,
-            kind,
-            assets=self.assets,
-            renderer=self.renderer,
-            image_size=self.image_size,
-            hard_reset=self.hard_reset,
-            seed=spec.seed,
-        )
+        return make_environment(spec.suite, spec.task, kind, **options)
 
     def place(self, environment: Any, spec: EpisodeSpec) -> None:
-        """Resets to the stored state or the layout; both settle before the first policy step."""
+        """Resets to the stored state, the layout or the perturbation; all settle before the first policy step."""
         from pokevla_jax.sim.layouts import apply_layout
         from pokevla_jax.sim.layouts import sample_layout
+        from pokevla_jax.sim.plus import scenes as plus
         from pokevla_jax.sim.tasks import load_init_states
         from pokevla_jax.sim.tasks import load_task
 
-        if spec.layout is None:
+        if spec.perturbation is not None:
+            metadata, task = self._plus_task(spec)
+            assert self.plus is not None, "_plus_task found it"
+            plus.start_episode(
+                environment,
+                metadata,
+                task,
+                robot=self.plus.robot,
+                noise_seed=spec.random_seed(),
+                settle_steps=SETTLE_STEPS,
+            )
+        elif spec.layout is None:
             states = load_init_states(load_task(spec.suite, spec.task))
             environment.reset(states[spec.init_state], settle_steps=SETTLE_STEPS)
         else:
             sampled = spec.layout
             layout = sample_layout(environment, sampled.kind, sampled.seed, sampled.index, task=spec.task)
             apply_layout(environment, layout, settle_steps=SETTLE_STEPS)
+
+    def _plus_task(self, spec: EpisodeSpec) -> "tuple[Metadata, PlusTask]":
+        """The benchmark's files and its task for a perturbed episode."""
+        if self.plus is None:
+            raise EvaluationError(
+                f"{spec.task_name} with {spec.perturbation} needs LIBERO-Plus's metadata: give --plus"
+            )
+        metadata = self.plus.metadata
+        return metadata, metadata.task(spec.suite, f"{spec.task_name}_{spec.perturbation}")

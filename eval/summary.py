@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
+from eval.benchmarks.libero_plus import banner
 from eval.results import FINAL
 from eval.results import Record
 from eval.results import RunFolder
@@ -90,6 +91,8 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         text.append(f"ERRORS: {summary['error']} episodes ended in an error, outside the rate; run again to retry them")
     if summary["missing"]:
         text.append(f"INCOMPLETE: {summary['missing']} episodes have no result; run the same command again")
+    if coverage := summary["context"].get("coverage"):
+        text.append(f"COVERAGE: {banner(coverage)}")
     if "steps_per_second" in summary["timing"]:
         speed = summary["timing"]
         text.append(f"{speed['steps']:.0f} steps, {speed['steps_per_second']} per second of acting (resets excluded)")

@@ -1,6 +1,7 @@
 """What can be evaluated: one module per benchmark, each with ``specs(options)``, its episodes in order.
 
-``libero`` starts from the stored initial states, ``libero_moved`` from sampled layouts.
+``libero`` starts from the stored initial states, ``libero_moved`` from sampled layouts, ``libero_plus`` from perturbed
+scenes.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eval.benchmarks import libero
 from eval.benchmarks import libero_moved
+from eval.benchmarks import libero_plus
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.manifest import check_unique
@@ -18,9 +20,17 @@ if TYPE_CHECKING:
 BENCHMARKS: dict[str, Callable[["Options"], list[EpisodeSpec]]] = {
     "libero": libero.specs,
     "libero_moved": libero_moved.specs,
+    "libero_plus": libero_plus.specs,
 }
 # Options that one benchmark alone has; given without --benchmark, they say which is meant.
-OWNERS = {"init_states": "libero", "layouts": "libero_moved"}
+OWNERS = {
+    "init_states": "libero",
+    "layouts": "libero_moved",
+    "category": "libero_plus",
+    "sample": "libero_plus",
+    "plus": "libero_plus",
+    "plus_assets": "libero_plus",
+}
 
 
 def build_manifest(options: "Options") -> list[EpisodeSpec]:

@@ -41,6 +41,14 @@ def section(path: Path, name: str) -> list[Any]:
     raise SimulationError(f"Task file {path} has no (:{name} ...) section")
 
 
+def problem_name(path: Path) -> str:
+    """The scene class that the file is written for, in lower case: what ``(problem`` names."""
+    for group in parse(path):
+        if isinstance(group, list) and group[:1] == ["problem"] and len(group) == 2:
+            return group[1]
+    raise SimulationError(f"Task file {path} names no (problem ...)")
+
+
 def objects_of_interest(path: Path) -> tuple[str, ...]:
     """The instances that the instruction is about, in file order: what to act on, then where to bring it."""
     return tuple(section(path, "obj_of_interest"))

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -28,13 +29,18 @@ from pokevla_jax.sim.simplify import simplify_scene
 from pokevla_jax.sim.tasks import TaskSpec
 from pokevla_jax.sim.upstream import import_libero
 from pokevla_jax.typing import Float
+from pokevla_jax.typing import UInt8
 
 VIEWS = tuple(CAMERAS)
 SETTLE_ACTION = np.array([0.0] * 6 + [-1.0])
 """What every LIBERO evaluator sends while the objects come to rest: no motion, gripper open."""
 
 
+CONTROL_HZ = 20
 MAX_PLACEMENTS = 100
+
+SensorNoise = Callable[[str, int, UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w 3"]]
+"""View, control steps since the reset, picture -> the picture that is seen."""
 
 
 class LiberoEnvironment:
@@ -48,6 +54,9 @@ class LiberoEnvironment:
         image_size: side of the square policy images, pixels.
         hard_reset: recompile the scene on every reset, as published protocols do.
         seed: drives what a reset draws at random, anew at each reset.
+
+    Attributes:
+        sensor_noise: disturbs every picture that is rendered, until the next reset.
     """
 
     def __init__(
@@ -67,6 +76,8 @@ class LiberoEnvironment:
         self.image_size = image_size
         self._hard_reset = hard_reset
         self._seed = seed
+        self._start_time = 0.0
+        self.sensor_noise: SensorNoise | None = None
         self._renderer: Renderer | None = None
         self.sim_env = self._build(task.bddl_file)
         self.task = task
@@ -94,7 +105,7 @@ class LiberoEnvironment:
                     use_camera_obs=False,
                     has_renderer=False,
                     has_offscreen_renderer=self.renderer_name == "robosuite",
-                    control_freq=20,
+                    control_freq=CONTROL_HZ,
                     ignore_done=True,
                     hard_reset=self._hard_reset,
                 )
@@ -138,13 +149,27 @@ class LiberoEnvironment:
         """The simulator state; another object after a hard reset."""
         return self.sim_env.sim.data._data
 
-    def reset(self, sim_state: Float[np.ndarray, "d"] | None = None, *, settle_steps: int = 10) -> None:
+    def reset(
+        self,
+        sim_state: Float[np.ndarray, "d"] | None = None,
+        *,
+        settle_steps: int = 10,
+        posture: Float[np.ndarray, "7"] | None = None,
+    ) -> None:
         """Starts an episode from ``sim_state`` (or from positions drawn by the task's own placement rules).
 
         Args:
             sim_state: time, joint positions, joint velocities, as ``tasks.load_init_states`` and ``sim_state`` give.
             settle_steps: control steps without motion and with the gripper open, while objects come to rest.
+            posture: joint angles (radians) with which the controller is built; the robot's own by default. It remembers
+                them when ``sim_state`` puts the arm elsewhere: their orientation of the hand is its goal until an
+                action turns the hand, and its null space pulls towards them.
         """
+        self.sensor_noise = None
+        robot = self.sim_env.robots[0]
+        robot.init_qpos = robot.robot_model.init_qpos if posture is None else np.asarray(posture, np.float64)
+        # A hard reset makes a new robot, from this.
+        self.sim_env.robot_configs[0]["initial_qpos"] = robot.init_qpos
         self.sim_env._observables = self._observables
         if self._hard_reset:
             import_libero(self.assets.root)  # another environment of this process may use other assets
@@ -163,6 +188,7 @@ class LiberoEnvironment:
         # function of its state and actions alone.
         mujoco.mj_resetData(self.model, self.data)
         self.set_sim_state(start)
+        self._start_time = self.data.time
         for _ in range(settle_steps):
             self.step(SETTLE_ACTION)
 
@@ -193,6 +219,18 @@ class LiberoEnvironment:
             mujoco.mj_kinematics(self.model, self.data)
             mujoco.mj_camlight(self.model, self.data)
         return success
+
+    def move_camera(self, view: str, position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"]) -> None:
+        """Puts a camera elsewhere, until the scene is compiled again; physics does not notice.
+
+        Args:
+            view: the view it takes.
+            position: metres, in the frame of the body that carries the camera (the world, for the agent view).
+            quaternion: wxyz, in the same frame.
+        """
+        camera = self.model.camera(CAMERAS[view])
+        camera.pos, camera.quat = position, np.asarray(quaternion) / np.linalg.norm(quaternion)
+        mujoco.mj_camlight(self.model, self.data)
 
     def proprio(self) -> Float[np.ndarray, "8"]:
         """End-effector position (metres, world), axis-angle and the two finger positions, as LIBERO policies expect."""
@@ -256,7 +294,12 @@ class LiberoEnvironment:
             else:
                 self._renderer = RobosuiteRenderer(self.sim_env.sim, self.image_size)
             _close_at_exit(self)
-        return self._renderer.render(self.data, CAMERAS[view], rgb=rgb, labels=labels, depth=depth)
+        frame = self._renderer.render(self.data, CAMERAS[view], rgb=rgb, labels=labels, depth=depth)
+        if self.sensor_noise is None or frame.rgb is None:
+            return frame
+        # From the simulator's clock, so that the picture of a stored state is the one taken live.
+        step = round((self.data.time - self._start_time) * CONTROL_HZ)
+        return dataclasses.replace(frame, rgb=self.sensor_noise(view, step, frame.rgb))
 
     def camera(self, view: str) -> Camera:
         """The geometry of ``view`` now."""

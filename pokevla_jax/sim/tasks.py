@@ -66,7 +66,7 @@ def _list_tasks(suite: str) -> tuple[TaskSpec, ...]:
                 suite=suite,
                 index=index,
                 name=name,
-                language=_language(name),
+                language=language_of(name),
                 bddl_file=bddl_file,
                 init_states_file=package / "init_files" / suite / f"{name}.pruned_init",
                 objects_of_interest=objects,
@@ -139,8 +139,8 @@ class _NumpyUnpickler(pickle.Unpickler):
         return self.ALLOWED[module, name]
 
 
-def _language(name: str) -> str:
-    """The instruction of a task file name; libero_10 and libero_90 put a scene name in front (``KITCHEN_SCENE3_``)."""
+def language_of(name: str) -> str:
+    """The instruction in a task file's name; libero_10 and libero_90 put a scene in front (``KITCHEN_SCENE3_``)."""
     words = name.split("_")
     return " ".join(words[next((i + 1 for i, w in enumerate(words) if w.startswith("SCENE")), 0) :])
 
