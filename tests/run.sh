@@ -12,6 +12,9 @@ source launch/setup.sh </dev/null
 if [[ -z "${QWEN_TOKENIZER+set}" && -d ../shared/data/qwen2.5_tokenizer ]]; then
   export QWEN_TOKENIZER="$PWD/../shared/data/qwen2.5_tokenizer"
 fi
+if [[ -z "${LIBERO_PLUS+set}" && -f ../shared/data/libero_plus.tar.gz ]]; then
+  export LIBERO_PLUS="$PWD/../shared/data/libero_plus.tar.gz"
+fi
 export MUJOCO_GL="${MUJOCO_GL:-osmesa}"
 
 "$VENV/bin/ruff" check --quiet .
