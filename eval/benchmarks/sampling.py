@@ -16,8 +16,8 @@ def stratified(
     """``count`` of ``items`` in their order, drawn from each stratum in proportion to its size.
 
     Each item gets a place in its stratum by the hash of its name, and the strata are spread evenly over [0, 1), each
-    with an offset of its own: the sample is what comes first. So strata differ from their share by less than one, a
-    larger sample of the same seed contains the smaller one, and an item's luck does not depend on the other strata.
+    with an offset of its own: the sample is what comes first. So each stratum keeps its share, give or take an item or
+    two, and a larger sample of the same seed contains the smaller one.
 
     Args:
         items: what is drawn from; all of it if there are no more than ``count``.

@@ -101,7 +101,7 @@ def test_the_real_benchmark_is_counted_and_sampled():
     sample = build_manifest(options(real, suite="all", sample=300))
     assert len(sample) == 300
     counts, drawn = (Counter((s.suite, s.category, s.level) for s in some) for some in (specs, sample))
-    assert all(abs(drawn[key] - 300 * counts[key] / 6983) < 1 for key in counts)
+    assert all(abs(drawn[key] - 300 * counts[key] / 6983) < 2 for key in counts)
 
 
 def test_samples_are_balanced_nested_and_steady():
@@ -118,7 +118,7 @@ def test_samples_are_balanced_nested_and_steady():
         assert previous <= set(sample)
         previous = set(sample)
         drawn = Counter(item[0] for item in sample)
-        assert all(abs(drawn[key] - count * size / len(items)) < 1 for key, size in sizes.items())
+        assert all(abs(drawn[key] - count * size / len(items)) < 2 for key, size in sizes.items())
     assert draw(40) != draw(40, seed=1)
     assert set(draw(40, of=tuple(reversed(items)))) == set(draw(40))
     assert draw(1000) == items

@@ -100,7 +100,7 @@ def register(bddl_file: Path, assets: Assets) -> None:
     libero = import_libero(assets.root)
     problem = bddl.problem_name(bddl_file)
     if problem not in libero.TASK_MAPPING:
-        arguments = _scene_arguments(problem, assets.root, bddl_file)
+        arguments = scene_arguments(problem, assets.root, bddl_file)
         libero.TASK_MAPPING[problem] = _scene_class(libero.TASK_MAPPING[_stock_problem(problem)], problem, arguments)
     objects = bddl.section(bddl_file, "objects")
     for before, category in itertools.pairwise(objects):
@@ -124,7 +124,7 @@ def _scene_class(base: type, problem: str, arguments: dict[str, Any]) -> type:
     return Variant
 
 
-def _scene_arguments(problem: str, root: Path, bddl_file: Path) -> dict[str, Any]:
+def scene_arguments(problem: str, root: Path, bddl_file: Path) -> dict[str, Any]:
     """What the scene class is given besides its stock arguments: the scene file, or floor and wall."""
     rest = problem.removeprefix(_stock_problem(problem)).removeprefix("_")
     if both := re.fullmatch(r"combined_floor(.+)_wall(.+)", rest):
@@ -204,14 +204,19 @@ def _object_class(category: str, path: Path) -> type:
             self.rotation_axis = None
 
         def _get_object_subtree(self) -> Any:
-            # robosuite looks for the object one level deeper than these files have it.
-            shallow = self.worldbody.find("./body[@name='object']")
-            if shallow is not None:
-                outer = type(shallow)("body")
-                self.worldbody.remove(shallow)
-                outer.append(shallow)
-                self.worldbody.append(outer)
-            return super()._get_object_subtree()
+            # robosuite looks for the object, but not for its sites, one level deeper than these files have it.
+            found = self.worldbody.find("./body[@name='object']")
+            if found is None:
+                return super()._get_object_subtree()
+            outer = type(found)("body")
+            outer.append(found)
+            self.worldbody.remove(found)
+            self.worldbody.append(outer)
+            try:
+                return super()._get_object_subtree()
+            finally:
+                self.worldbody.remove(outer)
+                self.worldbody.append(found)
 
     return Distractor
 
