@@ -1,4 +1,4 @@
-"""``python -m eval run | compare | report | vlm``."""
+"""``python -m eval run | merge | compare | report | vlm``."""
 
 import argparse
 import json
@@ -13,11 +13,13 @@ examples:
   python -m eval run --policy expert --suite libero_object --init-states 0-49 --run-dir runs/eval/expert
   python -m eval run --policy runs/policy --benchmark libero --suite all --ablate images --ablate language \
       --control blind=runs/blind --control replay --run-dir runs/eval/libero
+  python -m eval merge runs/eval/host1 runs/eval/host2 --out runs/eval/all
   python -m eval compare runs/eval/policy runs/eval/blind
   python -m eval report --run-dir runs/eval/policy --run-dir runs/eval/blind --workdir runs/policy --out report.html
   python -m eval vlm --checkpoint runs/vlm --data corpus --control blind=runs/blind --zero-images --out runs/eval/vlm
 
-Bad input is answered in one sentence on stderr with exit status 2; status 1 means that episodes ended in errors.
+Bad input is answered in one sentence on stderr with exit status 2; status 1 means that episodes ended in errors, or
+that a merged run is not complete or contradicts itself.
 """
 
 
@@ -30,13 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | compare | report | vlm")
+    metavar = "run | merge | compare | report | vlm"
+    commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     from eval import compare
+    from eval import merge
     from eval import report
     from eval import run
     from eval.vlm import command as vlm
 
     run.add_arguments(commands.add_parser("run", help="run episodes into a folder", allow_abbrev=False))
+    merge.add_arguments(commands.add_parser("merge", help="runs of one protocol as one, each episode once"))
     compare.add_arguments(commands.add_parser("compare", help="paired comparison of two runs"))
     report.add_arguments(commands.add_parser("report", help="one HTML page about runs"))
     vlm.add_arguments(commands.add_parser("vlm", help="ask a vision-language checkpoint about held-out pictures"))
@@ -45,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "run":
             return _run(options, typed)
+        if options.command == "merge":
+            return merge.main(options)
         if options.command == "vlm":
             return vlm.main(options, typed)
         if options.command == "compare":

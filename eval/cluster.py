@@ -1,17 +1,88 @@
-"""Ray on this machine: started embedded, on loopback, without dashboard or telemetry, and stopped at the end."""
+"""Ray: embedded in this process on loopback, or a cluster that runs already.
 
+Embedded it has no dashboard and no telemetry, and stops at the end. On a cluster the actors get this project's code by
+``runtime_env``, whatever the hosts have installed of it.
+"""
+
+import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from eval.errors import EvaluationError
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECT_STORE_BYTES = 256 * 2**20
+# What the actors import of this project.
+PACKAGES = ("eval", "pokevla_jax")
+# What decides pixels and must be the same on every host; the driver has chosen it before.
+FORWARDED = ("MUJOCO_GL", "LP_NUM_THREADS")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that say where and with how many processes episodes are run; no result depends on them."""
+    add = parser.add_argument_group("processes and hosts; no result depends on these").add_argument
+    add("--workers", type=int, help="simulator processes, about 1.3 GB each (default: one per core, of all hosts)")
+    add("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: Ray on this machine alone)")
+    add("--policy-actors", type=int, metavar="N", help="policy processes (default: one per GPU or TPU chip, or one)")
+    add("--retries", type=int, default=2, help="further attempts for an episode that ends in an error (default: 2)")
+    add(
+        "--episode-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="an episode that takes longer is stopped and tried again (default: 300 and 1 per step of its budget)",
+    )
+    add("--recycle-episodes", type=int, default=200, metavar="N", help="episodes of a simulator process (default: 200)")
+    add(
+        "--recycle-memory",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="a simulator process that has taken more is replaced after its episode (default: 4)",
+    )
+
+
+@contextmanager
+def connect(address: str | None, workers: int | None) -> Iterator[ModuleType]:
+    """Ray at ``address``, or embedded with room for ``workers`` simulators where there is none; initialised."""
+    with local_cluster(workers or 1) if address is None else joined_cluster(address) as ray:
+        yield ray
+
+
+@contextmanager
+def joined_cluster(address: str) -> Iterator[ModuleType]:
+    """The Ray cluster at ``address`` (``auto``: the one that this host belongs to).
+
+    Raises:
+        EvaluationError: when there is none, or it runs other versions.
+    """
+    os.environ["RAY_usage_stats_enabled"] = "0"  # noqa: SIM112  (its name)
+    import ray
+
+    variables = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+    # Without this Ray hides accelerators from processes that did not ask for one; simulators may render on a GPU.
+    variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    code: dict[str, Any] = {"py_modules": [str(ROOT / package) for package in PACKAGES], "env_vars": variables}
+    try:
+        ray.init(address=address, runtime_env=code, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise EvaluationError(
+            f"--address {address}: no Ray cluster could be joined ({lines[0] if lines else type(error).__name__}); run "
+            f"this on one of its hosts, with Ray {ray.__version__} and this Python on all of them"
+        ) from error
+    try:
+        yield ray
+    finally:
+        sys.stdout.flush()
+        ray.shutdown()
 
 
 @contextmanager
@@ -65,3 +136,27 @@ def local_cluster(workers: int) -> Iterator[ModuleType]:
     finally:
         sys.stdout.flush()
         ray.shutdown()
+
+
+def living_nodes(ray: ModuleType) -> list[dict[str, Any]]:
+    """Ray's descriptions of the hosts that are there now, that of the driver first."""
+    here = ray.get_runtime_context().get_node_id()
+    return sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != here)
+
+
+def kill_process(ray: ModuleType, node: str, pid: int) -> None:
+    """SIGKILL on whatever host it runs: Ray's own request needs a process that still listens."""
+    if not pid:
+        return
+    if node == ray.get_runtime_context().get_node_id():
+        _kill(pid)
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.remote(_kill).options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

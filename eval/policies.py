@@ -6,9 +6,11 @@ Resolved before anything runs.
 import dataclasses
 import hashlib
 import os
+import platform
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -55,17 +57,37 @@ class PolicyChoice:
 
 @dataclass(frozen=True)
 class LoadPolicy:
-    """Loads a checkpoint and compiles it for every batch size that ``workers`` simulators can ask for."""
+    """Loads a checkpoint and compiles it for every batch size that ``workers`` simulators can ask for.
+
+    Attributes:
+        path: the training run's folder; on a cluster every host with a policy process must see it.
+        step: which checkpoint.
+        workers: simulators that ask one process.
+        exact: the only batch size, or None.
+        fingerprint: the weights that it has on ``host``, and must have wherever it is loaded.
+    """
 
     path: Path
     step: int
     workers: int
+    exact: int | None = None
+    fingerprint: str = ""
+    host: str = field(default_factory=platform.node)
 
     def __call__(self) -> Any:
         """The warm policy."""
+        from pokevla_jax import checkpoints
         from pokevla_jax.policy import Policy
 
-        policy = Policy.load(self.path, step=self.step, batch_size=self.workers)
+        if (here := platform.node()) != self.host:
+            found = checkpoints.folder_hash(checkpoints.resolve(self.path, self.step) / "params")
+            if found != self.fingerprint:
+                raise EvaluationError(
+                    f"{self.path} holds weights {found} on {here}, not {self.fingerprint} as on {self.host}; give "
+                    "every host the same folder"
+                )
+        sizes = None if self.exact is None else (self.exact,)
+        policy = Policy.load(self.path, step=self.step, batch_size=self.workers, batch_sizes=sizes)
         policy.warm_up()
         return policy
 
@@ -78,15 +100,18 @@ def resolve_policy(
     workers: int = 1,
     step: int | Literal["best"] | None = None,
     execute: int | None = None,
+    exact: int | None = None,
 ) -> PolicyChoice:
     """What ``name`` stands for.
+
+    With ``exact`` every batch of a network has this size; built-in policies see one episode at a time as it is.
 
     Raises:
         EvaluationError: for a name that is neither a built-in policy nor a checkpoint folder, or options that do not
             go with it.
     """
     if name.startswith(SCHEMES):
-        return _served(name, step=step, execute=execute)
+        return _served(name, step=step, execute=execute, exact=exact)
     kind, _, rest = name.partition(":")
     if kind in ("expert", "random", "replay"):
         if step is not None or execute is not None:
@@ -106,8 +131,8 @@ def resolve_policy(
     if kind == "torch":
         if step is not None:
             raise EvaluationError("--step goes with a training run's folder; an exported one holds one step")
-        return _exported(Path(rest), workers=workers, execute=execute)
-    return _checkpoint(name, workers=workers, step=step, execute=execute)
+        return _exported(Path(rest), workers=workers, execute=execute, exact=exact)
+    return _checkpoint(name, workers=workers, step=step, execute=execute, exact=exact)
 
 
 def dataset_demonstrations(path: Path, specs: Sequence[EpisodeSpec]) -> dict[tuple[str, int], Chunk]:
@@ -179,7 +204,9 @@ class _Remember:
         return self.chunks[-1]
 
 
-def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, execute: int | None) -> PolicyChoice:
+def _checkpoint(
+    name: str, *, workers: int, step: int | Literal["best"] | None, execute: int | None, exact: int | None
+) -> PolicyChoice:
     path = Path(name)
     if not path.is_dir():
         raise EvaluationError(
@@ -192,7 +219,7 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
     step = int(folder.name)
     config, assets = checkpoints.load_assets(path, step)
     horizon = _checked_horizon(config.model.action_horizon, execute)
-    facts = {
+    facts: dict[str, Any] = {
         "kind": "checkpoint",
         "label": control_label(config.data.zero_images, config.data.zero_language),
         "preset": config.model.preset,
@@ -202,12 +229,14 @@ def _checkpoint(name: str, *, workers: int, step: int | Literal["best"] | None, 
         "fingerprint": checkpoints.folder_hash(folder / "params"),
         "chunk": horizon,
         "execute": execute or horizon,
+        "exact_batch": exact,
         "versions": versions(POLICY_PACKAGES),
     }
-    return PolicyChoice(facts, load=LoadPolicy(path.resolve(), step, workers), execute=execute)
+    load = LoadPolicy(path.resolve(), step, workers, exact, facts["fingerprint"])
+    return PolicyChoice(facts, load=load, execute=execute)
 
 
-def _exported(path: Path, *, workers: int, execute: int | None) -> PolicyChoice:
+def _exported(path: Path, *, workers: int, execute: int | None, exact: int | None) -> PolicyChoice:
     from pokevla_jax import checkpoints
 
     found = read_facts(path)
@@ -219,12 +248,15 @@ def _exported(path: Path, *, workers: int, execute: int | None) -> PolicyChoice:
         "fingerprint": checkpoints.folder_hash(path),
         "chunk": horizon,
         "execute": execute or horizon,
+        "exact_batch": exact,
         "versions": versions(TORCH_PACKAGES),
     }
-    return PolicyChoice(facts, load=LoadTorchPolicy(path.resolve(), workers), execute=execute)
+    return PolicyChoice(facts, load=LoadTorchPolicy(path.resolve(), workers, exact), execute=execute)
 
 
-def _served(address: str, *, step: int | Literal["best"] | None, execute: int | None) -> PolicyChoice:
+def _served(
+    address: str, *, step: int | Literal["best"] | None, execute: int | None, exact: int | None
+) -> PolicyChoice:
     if step is not None:
         raise EvaluationError("--step goes with a checkpoint's folder; give it to pokevla-serve instead")
     key = os.environ.get(API_KEY) or None
@@ -236,11 +268,23 @@ def _served(address: str, *, step: int | Literal["best"] | None, execute: int | 
         **{name: found[name] for name in ("preset", "step", "seed", "pictures", "fingerprint")},
         "chunk": horizon,
         "execute": execute or horizon,
+        "exact_batch": _served_batch(address, found, exact),
         "versions": found["packages"],
     }
     # Each simulator asks the server itself, which batches them: no policy process here.
     agent = CheckpointAgent(RemoteInfer(address, found["fingerprint"], key))
     return PolicyChoice(facts, agent, execute=execute)
+
+
+def _served_batch(address: str, found: dict[str, Any], exact: int | None) -> int | None:
+    """The server's only batch size, or None where it has several."""
+    size = found["max_batch_size"] if found["exact"] else None
+    if exact not in (None, size):
+        batches = f"batches of {size}" if size else "batches of several sizes"
+        raise EvaluationError(
+            f"--exact {exact}: the server at {address} computes {batches}; start it with --exact --max-batch {exact}"
+        )
+    return size
 
 
 def _checked_horizon(horizon: int, execute: int | None) -> int:

@@ -9,11 +9,15 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pokevla_jax
 from eval.manifest import digest
 from pokevla_jax.sim.assets import Assets
+from pokevla_jax.sim.assets import inspect_assets
+from pokevla_jax.sim.upstream import choose_gl
+from pokevla_jax.sim.upstream import package_versions
 from pokevla_jax.sim.versions import protocol_facts
 
 SETTLE_STEPS = 10
@@ -75,6 +79,11 @@ def simulation_half(assets: Assets, *, renderer: str, image_size: int, hard_rese
     facts = protocol_facts(assets, renderer=renderer, image_size=image_size, hard_reset=hard_reset)
     facts["versions"] = {"pokevla_jax": pokevla_jax.__version__, **facts["versions"]}
     return facts | {"settle_steps": SETTLE_STEPS, "image_rotation_degrees": 180, "prompt": "clean"}
+
+
+def host_facts(assets: Path) -> dict[str, Any]:
+    """What physics and pixels depend on and two hosts may differ in."""
+    return {"OpenGL": choose_gl(), f"the assets in {assets}": inspect_assets(assets).sha256, **package_versions()}
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -28,6 +28,8 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "zero_images": (bool,),
     "zero_language": (bool,),
     "packages": (dict,),
+    "exact": (bool,),
+    "max_batch_size": (int,),
 }
 
 

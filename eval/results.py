@@ -9,17 +9,17 @@
     videos/          one mp4 per episode, named by its id
 """
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 from typing import Any
 
 from eval.errors import EvaluationError
+from eval.lock import FolderLock
 from eval.manifest import EpisodeSpec
 from eval.manifest import digest
 from eval.protocol import Protocol
@@ -33,8 +33,8 @@ class RunFolder:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self._results: IO[str] | None = None
-        self._lock: IO[str] | None = None
+        self._results = -1
+        self._lock = FolderLock(self.path)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -51,22 +51,22 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock.acquire()
         except OSError as error:
             raise EvaluationError(
                 f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EvaluationError(f"{self.path} is being written by another evaluation; wait for it to end") from error
-        if (self.path / "protocol.json").exists():
-            self._check(specs, protocol)
-        else:
-            self._write("manifest.json", {"episodes": [spec.to_dict() | {"id": spec.id} for spec in specs]})
-            self._write("protocol.json", protocol.to_dict() | {"context": dict(context)})
-        self._drop_cut_line()
-        self._results = (self.path / "episodes.jsonl").open("a")
+            if (self.path / "protocol.json").exists():
+                self._check(specs, protocol)
+            else:
+                self.write_json("manifest.json", {"episodes": [spec.to_dict() | {"id": spec.id} for spec in specs]})
+                self.write_json("protocol.json", protocol.to_dict() | {"context": dict(context)})
+            self._drop_cut_line()
+            self._results = os.open(self.path / "episodes.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except Exception:
+            self.close()
+            raise
 
     def _check(self, specs: Sequence[EpisodeSpec], protocol: Protocol) -> None:
         known = self.protocol()
@@ -84,32 +84,64 @@ class RunFolder:
             )
 
     def append(self, record: Record) -> None:
-        """Adds one record and returns when it is on disk."""
-        if self._results is None:
+        """Adds one record and returns when it is on disk.
+
+        Raises:
+            EvaluationError: when it cannot be written; the file then is as before.
+        """
+        if self._results < 0:
             raise RuntimeError("append before open")
-        self._results.write(json.dumps(record) + "\n")
-        self._results.flush()
-        os.fsync(self._results.fileno())
+        self._lock.check()
+        size = os.fstat(self._results).st_size
+        rest = json.dumps(record).encode() + b"\n"
+        try:
+            while rest:
+                rest = rest[os.write(self._results, rest) :]
+            os.fsync(self._results)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._results, size)
+            raise self._unwritable("episodes.jsonl", error) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replaces ``summary.json``."""
-        self._write("summary.json", summary)
+        self.write_json("summary.json", summary)
+
+    def write_video(self, episode_id: str, content: bytes) -> None:
+        """Keeps an episode's mp4; written before its record, so that a record never waits for its film."""
+        self._replace(self.video(episode_id), content)
 
     def close(self) -> None:
         """Releases the folder."""
-        for handle in (self._results, self._lock):
-            if handle is not None:
-                handle.close()
-        self._results = self._lock = None
+        if self._results >= 0:
+            os.close(self._results)
+            self._results = -1
+        self._lock.release()
 
-    def _write(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any) -> None:
+        """Replaces a file of the folder."""
+        self._replace(self.path / name, json.dumps(value, indent=1).encode())
+
+    def _replace(self, path: Path, content: bytes) -> None:
         """Writes through a temporary name, so that a reader sees the old file or the new one."""
-        temporary = self.path / f".{name}.tmp"
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise self._unwritable(path.name, error) from error
+
+    def _unwritable(self, name: str, error: OSError) -> EvaluationError:
+        return EvaluationError(
+            f"{self.path / name} cannot be written ({error.strerror}); every episode recorded before is safe: make "
+            "room and run the same command again"
+        )
 
     def _drop_cut_line(self) -> None:
         """Removes a last line that a crash cut short: it reports an episode whose record never was complete."""

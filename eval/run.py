@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -10,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval import cluster
 from eval import summary as summaries
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks import build_manifest
 from eval.benchmarks import chosen_benchmark
 from eval.benchmarks import libero_plus
-from eval.cluster import local_cluster
 from eval.controls import Control
 from eval.controls import check_control
 from eval.controls import control_facts
 from eval.controls import control_specs
 from eval.controls import parse_controls
 from eval.driver import Driver
+from eval.driver import Limits
 from eval.driver import Setup
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
@@ -29,6 +31,7 @@ from eval.manifest import LayoutKind
 from eval.policies import PolicyChoice
 from eval.policies import resolve_policy
 from eval.protocol import Protocol
+from eval.protocol import host_facts
 from eval.protocol import machine
 from eval.protocol import simulation_half
 from eval.results import Record
@@ -39,6 +42,10 @@ from pokevla_jax.sim.assets import resolve_assets
 from pokevla_jax.sim.plus.asset_archive import open_assets
 from pokevla_jax.sim.plus.language import PromptMode
 from pokevla_jax.sim.plus.robot_pose import RobotMode
+
+EXACT_BATCH = 8
+LARGEST_BATCH = 16
+"""Observations of one batch: enough to feed an accelerator, few sizes to compile."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,28 @@ class Options:
     seed: int = 0
     step: str | None = None
     execute: int | None = None
-    workers: int | None = None
     videos: str = "none"
     video_stride: int = 1
     assets: str | None = None
     renderer: str = "fast"
     image_size: int | None = None
     hard_reset: bool = False
+    exact: int | None = None
+    workers: int | None = None
+    address: str | None = None
+    policy_actors: int | None = None
     retries: int = 2
+    episode_timeout: float | None = None
+    recycle_episodes: int = 200
+    recycle_memory: float = 4.0
     json: bool = False
+
+    def limits(self) -> Limits:
+        """When attempts and processes are given up."""
+        given = self.episode_timeout
+        times = {} if given is None else {"episode_seconds": given, "step_seconds": 0.0}
+        memory = self.recycle_memory * 2**30
+        return Limits(retries=self.retries, episodes=self.recycle_episodes, memory_bytes=memory, **times)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,22 +123,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the environments and of --policy random")
     add("--step", help="checkpoint step, or best (default: the newest)")
     add("--execute", type=int, metavar="N", help="actions of each chunk that are executed (default: all)")
-    add("--workers", type=int, help="simulator processes, about 1.3 GB each (default: one per core)")
     add("--videos", choices=("none", "failures", "all"), default="none", help="which episodes are filmed afterwards")
     add("--video-stride", type=int, default=1, metavar="K", help="render every K-th step for videos (default: 1)")
     add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
     add("--renderer", choices=("fast", "robosuite"), default="fast", help="robosuite: as in published evaluations")
     add("--image-size", type=int, help="side of the rendered images (default: 128 fast, 256 robosuite)")
     add("--hard-reset", action="store_true", help="recompile the scene for each episode (always with robosuite)")
-    add("--retries", type=int, default=2, help="further attempts for an episode that ends in an error (default: 2)")
+    add(
+        "--exact",
+        type=int,
+        nargs="?",
+        const=EXACT_BATCH,
+        metavar="N",
+        help=f"always compute batches of N (default {EXACT_BATCH}), padded: the same actions whatever the load",
+    )
     add("--json", action="store_true", help="print the summary as JSON")
+    cluster.add_arguments(parser)
 
 
 def check_options(options: Options) -> None:
     """Raises ``EvaluationError`` for numbers that make no sense."""
-    for name in ("layouts", "sample", "max_steps", "workers", "video_stride", "image_size"):
+    positive = ("layouts", "sample", "max_steps", "workers", "video_stride", "image_size", "exact", "policy_actors")
+    for name in (*positive, "episode_timeout", "recycle_episodes", "recycle_memory"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not value >= 1:  # nor is it a NaN
             raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     for name in ("layout_seed", "sample_seed", "seed", "retries"):
         if getattr(options, name) < 0:
@@ -157,7 +185,8 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
         hard_reset=options.hard_reset or robosuite,
         plus=plus,
     )
-    workers = min(options.workers or len(os.sched_getaffinity(0)), len(specs))
+    # On a cluster: as many as its hosts have cores, whenever they join.
+    workers = options.workers if options.address else options.workers or len(os.sched_getaffinity(0))
     parts = _parts(options, controls, specs, scenes, workers)
     simulation = simulation_half(
         assets, renderer=scenes.renderer, image_size=scenes.image_size, hard_reset=scenes.hard_reset
@@ -184,14 +213,19 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
 
 
 def _parts(
-    options: Options, controls: Sequence[Control], specs: Sequence[EpisodeSpec], scenes: LiberoScenes, workers: int
+    options: Options,
+    controls: Sequence[Control],
+    specs: Sequence[EpisodeSpec],
+    scenes: LiberoScenes,
+    workers: int | None,
 ) -> list[Part]:
     """The policy's part, then one per control, all resolved and checked."""
     step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
 
     def resolve(name: str, *, checkpoint: bool = True) -> tuple[PolicyChoice, str]:
         choice = {"step": step, "execute": options.execute} if checkpoint else {}
-        policy = resolve_policy(name, specs=specs, scenes=scenes, workers=workers, **choice)
+        most = min(workers or LARGEST_BATCH, LARGEST_BATCH, len(specs))
+        policy = resolve_policy(name, specs=specs, scenes=scenes, workers=most, exact=options.exact, **choice)
         return policy, str(Path(name.removeprefix("torch:")).resolve()) if policy.load else name
 
     policy, where = resolve(options.policy)
@@ -207,7 +241,9 @@ def _parts(
     return parts
 
 
-def _run_part(part: Part, options: Options, scenes: LiberoScenes, workers: int, progress: bool) -> dict[str, Any]:
+def _run_part(
+    part: Part, options: Options, scenes: LiberoScenes, workers: int | None, progress: bool
+) -> dict[str, Any]:
     """Runs what is missing of one part and writes its summary."""
     if missing := part.folder.missing():
         videos = None
@@ -215,29 +251,24 @@ def _run_part(part: Part, options: Options, scenes: LiberoScenes, workers: int, 
             path = part.folder.path.resolve() / "videos"
             videos = VideoOptions(options.videos, path, options.video_stride)  # type: ignore[arg-type]
         policy = part.policy
-        setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos)
-        title = part.control.name if part.control else None
-        _run_missing(missing, part.folder, setup, workers, options.retries, progress, title)
+        facts = functools.partial(host_facts, scenes.assets.root) if options.address else None
+        setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos, facts, options.policy_actors)
+        with cluster.connect(options.address, workers) as ray:
+            driver = Driver(
+                ray=ray, setup=setup, workers=workers, limits=options.limits(), save_video=part.folder.write_video
+            )
+            _run_missing(missing, part.folder, driver, progress, title=part.control.name if part.control else None)
     result = summaries.summarize(part.folder)
     part.folder.write_summary(result)
     return result
 
 
 def _run_missing(
-    missing: Sequence[EpisodeSpec],
-    folder: RunFolder,
-    setup: Setup,
-    workers: int,
-    retries: int,
-    progress: bool,
-    title: str | None,
+    missing: Sequence[EpisodeSpec], folder: RunFolder, driver: Driver, progress: bool, *, title: str | None
 ) -> None:
     from tqdm import tqdm
 
-    with (
-        local_cluster(workers) as ray,
-        tqdm(total=len(missing), desc=title, unit="episode", disable=not progress, file=sys.stderr) as bar,
-    ):
+    with tqdm(total=len(missing), desc=title, unit="episode", disable=not progress, file=sys.stderr) as bar:
         done: list[Record] = []
 
         def on_record(record: Record) -> None:
@@ -247,4 +278,4 @@ def _run_missing(
             bar.set_postfix({name: counts[name] for name in ("success", "failure", "error")})
             bar.update()
 
-        Driver(ray=ray, setup=setup, workers=workers, retries=retries).run(missing, on_record)
+        driver.run(missing, on_record)

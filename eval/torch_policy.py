@@ -25,25 +25,30 @@ class LoadTorchPolicy:
 
     path: Path
     workers: int
+    exact: int | None = None
 
     def __call__(self) -> "TorchPolicy":
         """The policy."""
-        return TorchPolicy(self.path, self.workers)
+        return TorchPolicy(self.path, self.exact or self.workers, pad=self.exact is not None)
 
 
 class TorchPolicy:
     """The exported network behind the interface of ``pokevla_jax.policy.Policy``."""
 
-    def __init__(self, path: Path, batch_size: int = 1):
+    def __init__(self, path: Path, batch_size: int = 1, *, pad: bool = False):
         from transformers import AutoModel
 
         self._model = AutoModel.from_pretrained(str(path), trust_remote_code=True).eval()
         self.max_batch_size = batch_size
+        self._pad = pad
         self.metadata = {"path": str(path), **read_facts(path)}
 
     def infer(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """One action chunk per observation, in the environment's convention."""
-        return self._model.predict_actions([_arguments(o) for o in observations], environment=True)
+        rows = [_arguments(o) for o in observations]
+        # Rows do not see each other, but the library sums in another order for another number of them.
+        padding = rows[-1:] * (self.max_batch_size - len(rows)) if self._pad else []
+        return self._model.predict_actions(rows + padding, environment=True)[: len(rows)]
 
 
 def _arguments(observation: Mapping[str, Any]) -> tuple[Any, str, Any]:

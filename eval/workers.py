@@ -1,17 +1,27 @@
 """The two kinds of process: simulators, which run one episode at a time, and the policy, which batches their looks.
 
-Both are plain classes; ``eval.driver`` makes Ray actors of them.
+Both are plain classes; ``eval.driver`` and ``eval.policy_actors`` make Ray actors of them.
 """
 
 import os
+import platform
+import resource
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from eval.agents import Agent
+from eval.agents import CheckpointAgent
 from eval.agents import Chunk
+from eval.episode import Rollout
 from eval.episode import run_episode
+from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.results import Record
 from eval.scenes import Scenes
@@ -19,29 +29,111 @@ from eval.videos import VideoOptions
 from eval.videos import write_video
 from pokevla_jax.serving.batching import Batcher
 
+POLICY_PATIENCE = 600.0
+"""Seconds that a simulator waits for one chunk, a restart of the policy's process included."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a simulator says when it has started.
+
+    Attributes:
+        host: name of its machine.
+        node: Ray's name of it.
+        pid: its process.
+        facts: what the results of this host depend on, see ``Setup.host_facts``.
+    """
+
+    host: str
+    node: str
+    pid: int
+    facts: Mapping[str, Any]
+
+
+class AskPolicies:
+    """Asks policy actors for a chunk: the first of ``actors`` that answers. They are set before each episode."""
+
+    def __init__(self, patience: float = POLICY_PATIENCE):
+        self._patience = patience
+        self.actors: Sequence[Any] = ()
+
+    def __call__(self, observation: dict[str, Any]) -> Chunk:
+        """The chunk of one observation.
+
+        A dead actor is passed over: a policy without memory can be asked twice, and Ray starts it again.
+
+        Raises:
+            EvaluationError: when none answers in time.
+        """
+        import ray
+        from ray import exceptions
+
+        deadline = time.monotonic() + self._patience
+        while (left := deadline - time.monotonic()) > 0:
+            for actor in self.actors:
+                try:
+                    return ray.get(actor.infer.remote(observation), timeout=left)
+                except exceptions.GetTimeoutError:
+                    break
+                except (exceptions.RayActorError, exceptions.ObjectLostError):
+                    continue
+            else:
+                time.sleep(0.5)  # all of them are starting again
+        raise EvaluationError(f"the policy gave no answer within {self._patience:.0f} s")
+
 
 class Simulator:
-    """Holds one environment for as long as its episodes share a scene."""
+    """Holds one environment for as long as its episodes share a scene.
 
-    def __init__(self, scenes: Scenes, agent: Agent, *, execute: int | None = None, videos: VideoOptions | None = None):
+    Args:
+        scenes: the benchmark's environments.
+        agent: who acts, or None for the policy actors that ``run`` is given.
+        execute: actions taken of each chunk.
+        videos: which episodes are filmed.
+        host_facts: see ``Setup``.
+    """
+
+    def __init__(
+        self,
+        scenes: Scenes,
+        agent: Agent | None = None,
+        *,
+        execute: int | None = None,
+        videos: VideoOptions | None = None,
+        host_facts: Callable[[], Mapping[str, Any]] | None = None,
+    ):
         self._scenes = scenes
-        self._agent = agent
+        self._policies = AskPolicies()
+        self._agent = agent or CheckpointAgent(self._policies)
         self._execute = execute
         self._videos = videos
+        self._host_facts = host_facts
         self._environment: Any = None
         self._scene = ""
 
-    def run(self, spec: EpisodeSpec) -> Record:
-        """The episode's record; an exception becomes the outcome ``error`` with its traceback, never a failure."""
+    def hello(self) -> Hello:
+        """Answered when the process runs."""
+        import ray
+
+        facts = self._host_facts() if self._host_facts else {}
+        return Hello(platform.node(), ray.get_runtime_context().get_node_id(), os.getpid(), facts)
+
+    def run(self, spec: EpisodeSpec, policies: Sequence[Any] = ()) -> Record:
+        """The episode's record; an exception becomes the outcome ``error`` with its traceback, never a failure.
+
+        A filmed episode's mp4 is its entry ``video`` (bytes), for the driver to take out: only the driver writes files.
+        """
+        self._policies.actors = policies
         start = time.perf_counter()
         try:
-            return self._run(spec)
+            record = self._run(spec)
         except Exception as error:
             # Nobody knows what state the simulator is in now; the next episode gets a new one.
             self.close()
-            return error_record(spec, traceback.format_exc(), f"{type(error).__name__}: {error}") | {
+            record = error_record(spec, traceback.format_exc(), f"{type(error).__name__}: {error}") | {
                 "seconds": {"total": round(time.perf_counter() - start, 3)}
             }
+        return record | {"host": platform.node(), "process": os.getpid(), "memory": memory_bytes()}
 
     def _run(self, spec: EpisodeSpec) -> Record:
         start = time.perf_counter()
@@ -60,12 +152,16 @@ class Simulator:
             "looks": rollout.looks,
             "seconds": {"reset": round(reset_seconds, 3)} | {k: round(v, 3) for k, v in rollout.seconds.items()},
             "final_state": rollout.final_state,
-            "process": os.getpid(),
         }
         if self._videos is not None and self._videos.wants(outcome):
-            path = self._videos.folder / f"{spec.id}.mp4"
-            write_video(self._environment, rollout.states, path, caption=_caption(spec, outcome), options=self._videos)
+            record["video"] = self._film(spec, rollout, outcome, self._videos)
         return record
+
+    def _film(self, spec: EpisodeSpec, rollout: Rollout, outcome: str, options: VideoOptions) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="pokevla-video-") as folder:
+            path = Path(folder) / "episode.mp4"
+            write_video(self._environment, rollout.states, path, caption=_caption(spec, outcome), options=options)
+            return path.read_bytes()
 
     def close(self) -> None:
         """Drops the environment."""
@@ -82,15 +178,42 @@ class PolicyServer:
 
     def __init__(self, load: Callable[[], Any]):
         self._policy = load()
-        self._batcher = Batcher(self._policy.infer, self._policy.max_batch_size)
+        self._since: float | None = None
+        self._batcher = Batcher(self._compute, self._policy.max_batch_size)
 
     async def metadata(self) -> dict[str, Any]:
         """What the policy says about itself; answered when it is loaded and compiled."""
         return dict(self._policy.metadata)
 
+    async def status(self) -> tuple[str, int, float]:
+        """Ray's name of its machine, its process, and for how many seconds the batch at hand has been computed.
+
+        Answered at once, however long that takes.
+        """
+        import ray
+
+        seconds = 0.0 if self._since is None else time.monotonic() - self._since
+        return ray.get_runtime_context().get_node_id(), os.getpid(), seconds
+
     async def infer(self, observation: dict[str, Any]) -> Chunk:
         """The action chunk ``[t, a]`` of one observation."""
         return await self._batcher.infer(observation)
+
+    def _compute(self, observations: Sequence[dict[str, Any]]) -> Any:
+        self._since = time.monotonic()
+        try:
+            return self._policy.infer(observations)
+        finally:
+            self._since = None
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux: the most it ever had, in kilobytes or bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def error_record(spec: EpisodeSpec, text: str, reason: str) -> Record:

@@ -1,10 +1,15 @@
 """The run folder: append-only, resumable, one protocol."""
 
+import errno
+import fcntl
 import json
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -140,3 +145,90 @@ def test_a_run_without_a_decision_has_no_rate(tmp_path):
     assert summary["success_rate"] is None
     assert summary["interval95"] == [0, 1]
     assert "no episode decided" in lines(summary)[0]
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
+    """The kernel takes a part of the line and no more; the file then ends with the record before."""
+    first, second = runs.specs(2)
+    folder = opened(tmp_path, 2)
+    folder.append(runs.record(first, "success"))
+    path = tmp_path / "episodes.jsonl"
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+    try:
+        with pytest.raises(EvaluationError, match=r"cannot be written \(File too large\); every .* is safe: make room"):
+            folder.append(runs.record(second, "success"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    folder.append(runs.record(second, "failure"))
+    assert [r["outcome"] for r in folder.attempts()] == ["success", "failure"]
+
+
+def test_space_that_ends_while_the_disk_is_flushed_takes_the_record_back(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = opened(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(EvaluationError, match="No space left on device"):
+            folder.append(runs.record(runs.specs(1)[0], "success"))
+        with pytest.raises(EvaluationError, match="No space left on device"):
+            folder.write_summary({"success": 1})
+    assert folder.attempts() == []
+    assert not list(tmp_path.glob("*summary*"))
+    folder.append(runs.record(runs.specs(1)[0], "success"))
+    assert len(folder.attempts()) == 1
+
+
+def owned_by(path, host, pid, age=0.0):
+    """A lock file as another process left it, ``age`` seconds ago."""
+    path.mkdir(exist_ok=True)
+    lock = path / ".lock"
+    lock.write_text(json.dumps({"host": host, "pid": pid}))
+    os.utime(lock, (lock.stat().st_atime - age, lock.stat().st_mtime - age))
+
+
+def test_another_host_holds_the_folder_while_it_gives_signs_of_life(tmp_path):
+    owned_by(tmp_path, "elsewhere", 17)
+    with pytest.raises(EvaluationError, match=r"\(process 17 on elsewhere\); wait .*; if it died, wait 90 s"):
+        opened(tmp_path)
+    owned_by(tmp_path, "elsewhere", 17, age=100)
+    opened(tmp_path).close()
+    opened(tmp_path).close()  # whoever ends gives it back at once
+
+
+def test_the_folder_is_kept_by_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.lock.BEAT", 0.05)
+    folder = opened(tmp_path)
+    lock = tmp_path / ".lock"
+    os.utime(lock, (0, 0))
+    deadline = time.monotonic() + 20
+    while lock.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert lock.stat().st_mtime > 0
+    folder.close()
+
+
+def test_who_lost_the_folder_writes_no_more(tmp_path):
+    folder = opened(tmp_path)
+    owned_by(tmp_path, "elsewhere", 17)
+    with pytest.raises(EvaluationError, match="was taken over by process 17 on elsewhere"):
+        folder.append(runs.record(runs.specs(1)[0], "success"))
+    assert folder.attempts() == []
+
+
+def test_without_locks_of_the_file_system_the_owner_is_looked_for(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    child = subprocess.Popen(["sleep", "60"])
+    owned_by(tmp_path, platform.node(), child.pid)
+    with pytest.raises(EvaluationError, match=f"process {child.pid} on "):
+        opened(tmp_path)
+    child.kill()
+    child.wait()
+    opened(tmp_path).close()

@@ -6,6 +6,7 @@ position in its first pixel.
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import ClassVar
@@ -50,18 +51,39 @@ class ToyEnvironment:
         self.closed = True
 
 
+def once(file):
+    """Whether this is the first call with ``file``, over all processes."""
+    try:
+        open(file, "x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class ToyScenes:
-    """Starts at ``layout.index / 100``; the process dies once at ``die_at`` while ``die_file`` does not exist."""
+    """Starts at ``layout.index / 100``; the process dies once at ``die_at`` while ``die_file`` does not exist.
+
+    ``hang`` maps indices to how the process hangs there, once: ``sleep`` or ``stop``.
+    """
 
     die_at: int = -1
     die_file: str = ""
     always_die: bool = False
+    hang: tuple[tuple[int, str], ...] = ()
+    hang_file: str = ""
+    seconds: float = 0.0
 
     def build(self, spec):
         return ToyEnvironment()
 
     def place(self, environment, spec):
+        time.sleep(self.seconds)
+        for index, way in self.hang:
+            if spec.layout.index == index and once(f"{self.hang_file}{index}"):
+                if way == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(1000)
         if spec.layout.index == self.die_at and (self.always_die or not os.path.exists(self.die_file)):
             if self.die_file:
                 open(self.die_file, "w").close()
@@ -124,6 +146,29 @@ class ToyPolicy:
         if any(o["images"][0, 0, 0, 0] == 77 for o in observations):
             raise ValueError("cannot look at 77")
         return np.stack([np.full((8, 7), 0.5, np.float32) for o in observations])
+
+
+@dataclass(frozen=True)
+class BadPolicy:
+    """Loads a policy whose process dies, hangs or stops at its first look, or not; it leaves a file per process."""
+
+    way: str
+    folder: str
+
+    def __call__(self):
+        policy = ToyPolicy()
+        healthy = policy.infer
+
+        def infer(observations):
+            open(f"{self.folder}/process-{os.getpid()}", "w").close()
+            if self.way and once(f"{self.folder}/{self.way}"):
+                if self.way == "hang":
+                    time.sleep(1000)
+                os.kill(os.getpid(), {"die": signal.SIGKILL, "stop": signal.SIGSTOP}[self.way])
+            return healthy(observations)
+
+        policy.infer = infer
+        return policy
 
 
 def toy_spec(task=0, index=0, max_steps=40, kind="moved"):

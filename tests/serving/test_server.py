@@ -315,9 +315,11 @@ def test_the_command_is_killed_and_started_again_under_the_evaluator(folder, pol
     process, address, port = start(folder, *options, "--port", "0")
     try:
         remote = resolve_policy(address, specs=[], scenes=None, execute=5)
-        local = resolve_policy(str(folder), specs=[], scenes=None, execute=5)
+        local = resolve_policy(str(folder), specs=[], scenes=None, execute=5, exact=4)
         assert remote.facts == local.facts | {"kind": "server"}
         assert remote.execute == 5
+        with pytest.raises(EvaluationError, match=r"--exact 8: .* batches of 4; start it with --exact --max-batch 8"):
+            resolve_policy(address, specs=[], scenes=None, exact=8)
         sent = own(observation())
         expected = policy.infer([sent])[0]
         np.testing.assert_array_equal(remote.agent.act(sent), expected)
@@ -345,6 +347,7 @@ def test_the_evaluator_refuses_other_weights_and_strangers(tmp_path):
         "zero_images": True,
         "zero_language": False,
         "packages": {},
+        "exact": False,
     }
     with serving(ToyPolicy(), facts=facts) as port:
         choice = resolve_policy(f"ws://127.0.0.1:{port}", specs=[], scenes=None)
