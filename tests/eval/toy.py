@@ -148,6 +148,14 @@ class ToyPolicy:
         return np.stack([np.full((8, 7), 0.5, np.float32) for o in observations])
 
 
+class PolicyThatLooks(ToyPolicy):
+    """Its speed depends on the position that it sees, so that an episode's end depends on every answer."""
+
+    def infer(self, observations):
+        seen = np.array([o["images"][0, 0, 0, 0] for o in observations], np.float32)
+        return np.tile((0.05 + seen[:, None, None] / 200), (1, 8, 7)).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class BadPolicy:
     """Loads a policy whose process dies, hangs or stops at its first look, or not; it leaves a file per process."""
@@ -181,3 +189,8 @@ def toy_spec(task=0, index=0, max_steps=40, kind="moved"):
         max_steps=max_steps,
         layout=LayoutSpec(kind, 7, index),
     )
+
+
+def episodes(count):
+    """Of two scenes, with starts further and further right."""
+    return [toy_spec(number % 2, number) for number in range(count)]

@@ -23,6 +23,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
 from websockets.exceptions import InvalidStatus
 
+from eval.errors import EvaluationError
 from eval.policies import resolve_policy
 from pokevla_jax import checkpoints
 from pokevla_jax.cli import serve as command
