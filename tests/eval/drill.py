@@ -147,7 +147,9 @@ class Drill:
                     self.nodes.kill_other()
                     self.nodes.start_other()
                 else:
-                    self._kill_actor({"simulator": "Simulator", "policy": "PolicyServer"}[kill.victim], rng, deadline)
+                    name = {"simulator": "Simulator", "policy": "PolicyServer"}[kill.victim]
+                    if not self._kill_actor(name, rng, driver, deadline):
+                        continue
                 self.done.append((kill.victim, recorded(self.run_dir)))
             status = driver.wait(max(1.0, deadline - time.monotonic()))
             assert status == 0, f"the driver ended with status {status}"
@@ -156,15 +158,15 @@ class Drill:
                 driver.kill()
                 driver.wait()
 
-    def _kill_actor(self, name: str, rng: random.Random, deadline: float) -> None:
-        """Waits for one that runs: the last kill may have taken all."""
-        while time.monotonic() < deadline:
+    def _kill_actor(self, name: str, rng: random.Random, driver: subprocess.Popen, deadline: float) -> bool:
+        """Waits for one that runs, as the last kill may have taken all; False when the driver ended meanwhile."""
+        while time.monotonic() < deadline and driver.poll() is None:
             if pids := self.nodes.actors(name):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(pids), signal.SIGKILL)
-                    return
+                    return True
             time.sleep(0.1)
-        raise AssertionError(f"no {name} to kill")
+        return False
 
 
 def recorded(run_dir: Path) -> int:
