@@ -1,5 +1,7 @@
 # shellcheck shell=bash
-# What the launchers share: options before `--`, training arguments after it, dry runs.
+# What the launchers share: options before `--`, the arguments of the launched command after it, dry runs.
+# A script that launches something else than training sets these after it has sourced this file.
+LAUNCHED="pokevla-train" LAUNCHED_FOLDER=workdir LAUNCHED_EXAMPLE="--config=configs/X.py --workdir=DIR"
 
 launch::fail() {
   echo "${0##*/}: $*" >&2
@@ -30,7 +32,7 @@ launch::parse() {
       --help) launch::help ;;
       --dry-run) DRY_RUN=1 && shift && continue ;;
       --*) ;;
-      *) launch::fail "unexpected '$1'; options come first, then -- and the arguments of pokevla-train (see --help)" ;;
+      *) launch::fail "unexpected '$1'; options come first, then -- and the arguments of $LAUNCHED (see --help)" ;;
     esac
     option="${1%%=*}"
     if [[ "$1" == *=* ]]; then
@@ -56,18 +58,25 @@ launch::parse() {
     option="${option//-/_}"
     [[ -n "${!option:-}" ]] || launch::fail "--$name is missing (see --help)"
   done
-  ((${#TRAIN[@]})) || launch::fail "the arguments of pokevla-train are missing: … -- --config=configs/X.py --workdir=DIR"
+  ((${#TRAIN[@]})) || launch::fail "the arguments of $LAUNCHED are missing: … -- $LAUNCHED_EXAMPLE"
 }
 
-# The run's id: the last part of --workdir, which a restart keeps; as cloud resources want their names.
-launch::run_id() {
-  local argument workdir=""
+# The value of the launched command's option for its folder; nothing where it has none.
+launch::folder() {
+  local argument folder=""
   for ((i = 0; i < ${#TRAIN[@]}; i++)); do
     argument="${TRAIN[i]}"
-    [[ "$argument" == --workdir=* ]] && workdir="${argument#*=}"
-    [[ "$argument" == --workdir ]] && workdir="${TRAIN[i + 1]:-}"
+    [[ "$argument" == "--$LAUNCHED_FOLDER="* ]] && folder="${argument#*=}"
+    [[ "$argument" == "--$LAUNCHED_FOLDER" ]] && folder="${TRAIN[i + 1]:-}"
   done
-  [[ -n "$workdir" ]] || launch::fail "--workdir is missing among the arguments of pokevla-train"
+  echo "$folder"
+}
+
+# The run's id: the last part of its folder, which a restart keeps; as cloud resources want their names.
+launch::run_id() {
+  local workdir
+  workdir="$(launch::folder)"
+  [[ -n "$workdir" ]] || launch::fail "--$LAUNCHED_FOLDER is missing among the arguments of $LAUNCHED"
   workdir="${workdir%/}"
   workdir="${workdir##*/}"
   workdir="$(tr '[:upper:]_.' '[:lower:]--' <<<"$workdir" | tr -cd 'a-z0-9-')"
