@@ -188,6 +188,12 @@ def test_a_checkpoint_is_known_by_its_weights(tmp_path):
     assert facts[0]["fingerprint"] != facts[1]["fingerprint"]
     assert facts[0] == resolve_policy(str(first), **kwargs).facts
     assert resolve_policy(str(first), execute=4, **kwargs).facts["execute"] == 4
+    exact = resolve_policy(str(first), exact=8, **kwargs)
+    assert (exact.facts["exact_batch"], facts[0]["exact_batch"]) == (8, None)
+    # Another host must have the same weights at that path.
+    elsewhere = dataclasses.replace(exact.load, host="elsewhere", fingerprint="other")
+    with pytest.raises(EvaluationError, match=r"holds weights \w+ on .*, not other as on elsewhere; give every host"):
+        elsewhere()
     with pytest.raises(EvaluationError, match="give 1 to 8"):
         resolve_policy(str(first), execute=9, **kwargs)
 
