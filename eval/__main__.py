@@ -1,6 +1,7 @@
 """``python -m eval run | merge | compare | report | vlm``."""
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
@@ -71,7 +72,9 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
     from eval import summary as summaries
 
     values = {name: value for name, value in vars(arguments).items() if name != "command"}
-    result = run.run(run.Options(**values), command)
+    # Ray reports lost hosts on stdout, which is for the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        result = run.run(run.Options(**values), command)
     parts = [result, *result.get("controls", {}).values()]
     text = "\n".join(line for part in parts for line in summaries.lines(part))
     print(json.dumps(result, indent=1) if arguments.json else text)
