@@ -4,6 +4,7 @@ There are no fixed shares of work: an idle simulator gets the next episode, of i
 scene is compiled twice without need and no one waits for a slow tail. Hosts may join and leave at any time.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -172,14 +173,19 @@ class Driver:
                     self.ray, self.setup.load_policy, self.setup.policy_actors, self.limits.policy_seconds
                 )
                 self._policies.start(self._nodes, time.monotonic())
+            self._alive_at = time.monotonic()
             while self._left:
                 self._turn()
         finally:
-            for worker in self._workers:
-                self.ray.kill(worker.actor)
-            self._workers.clear()
-            if self._policies is not None:
-                self._policies.close()
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                self._close()
+
+    def _close(self) -> None:
+        for worker in self._workers:
+            self.ray.kill(worker.actor)
+        self._workers.clear()
+        if self._policies is not None:
+            self._policies.close()
 
     def _turn(self) -> None:
         """Waits for answers until the next look at the cluster, hears them, and hands out episodes."""
@@ -270,17 +276,17 @@ class Driver:
         """Replaces a dead simulator; its episode goes to another one."""
         spec = worker.spec
         self._drop(worker)
-        self._deaths += 1
+        self._nodes = living_nodes(self.ray)
+        # A host that is gone takes its episodes along through no fault of theirs.
+        lost = worker.hello is not None and worker.hello.node not in {node["NodeID"] for node in self._nodes}
+        self._deaths += not lost
         allowed = 3 + self.limits.retries * max(self.workers or 1, len(self._workers))
         if self._deaths > allowed:
             raise EvaluationError(
                 f"{self._deaths} simulator processes died one after the other (out of memory?); try fewer --workers. "
                 f"The last one: {last_line(error)}"
             ) from error
-        self._nodes = living_nodes(self.ray)
         if spec is not None:
-            # A host that is gone takes its episodes along through no fault of theirs.
-            lost = worker.hello is not None and worker.hello.node not in {node["NodeID"] for node in self._nodes}
             self._settle(error_record(spec, str(error), "the simulator process died"), counts=not lost)
         self._fill()
 

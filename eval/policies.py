@@ -229,7 +229,7 @@ def _checkpoint(
         "fingerprint": checkpoints.folder_hash(folder / "params"),
         "chunk": horizon,
         "execute": execute or horizon,
-        "exact_batch": exact,
+        **_exactness(exact),
         "versions": versions(POLICY_PACKAGES),
     }
     load = LoadPolicy(path.resolve(), step, workers, exact, facts["fingerprint"])
@@ -248,7 +248,7 @@ def _exported(path: Path, *, workers: int, execute: int | None, exact: int | Non
         "fingerprint": checkpoints.folder_hash(path),
         "chunk": horizon,
         "execute": execute or horizon,
-        "exact_batch": exact,
+        **_exactness(exact),
         "versions": versions(TORCH_PACKAGES),
     }
     return PolicyChoice(facts, load=LoadTorchPolicy(path.resolve(), workers, exact), execute=execute)
@@ -268,12 +268,17 @@ def _served(
         **{name: found[name] for name in ("preset", "step", "seed", "pictures", "fingerprint")},
         "chunk": horizon,
         "execute": execute or horizon,
-        "exact_batch": _served_batch(address, found, exact),
+        **_exactness(_served_batch(address, found, exact)),
         "versions": found["packages"],
     }
     # Each simulator asks the server itself, which batches them: no policy process here.
     agent = CheckpointAgent(RemoteInfer(address, found["fingerprint"], key))
     return PolicyChoice(facts, agent, execute=execute)
+
+
+def _exactness(batch: int | None) -> dict[str, int]:
+    """The only batch size, where there is one; left out otherwise, as in protocols from before there was a choice."""
+    return {} if batch is None else {"exact_batch": batch}
 
 
 def _served_batch(address: str, found: dict[str, Any], exact: int | None) -> int | None:

@@ -3,8 +3,9 @@
 #
 #   bash launch/evaluate.sh [--dry-run] --policy DIR --suite … --run-dir DIR
 #
-# Exit status of the evaluator: 0 (complete), 1 (some episodes ended in errors) and 2 (wrong input) end it; after anything
-# else it is started again and goes on from its run folder, unless this script itself was asked to stop. Environment:
+# Exit status of the evaluator: 0 (complete) and 2 (wrong input) end it, and 1 (some episodes ended in errors) for the third
+# time; after anything else it is started again and goes on from its run folder, unless this script itself was asked to
+# stop. Environment:
 #   RAY_ADDRESS        the cluster (default: auto, the one that this host belongs to)
 #   POKEVLA_RESTARTS   how often at most (default 100)
 #   POKEVLA_PAUSE      seconds between two attempts (default 10)
@@ -33,6 +34,7 @@ if ((dry)); then
 fi
 
 stopped=0
+errors=0
 child=
 stop() {
   stopped=1
@@ -49,7 +51,8 @@ for ((attempt = 0; ; attempt++)); do
     wait "$child" || status=$?
   done
   child=
-  ((status <= 2 || stopped)) && exit "$status"
+  ((status == 0 || status == 2 || stopped)) && exit "$status"
+  ((status == 1 && ++errors == 3)) && exit 1
   if ((attempt >= ${POKEVLA_RESTARTS:-100})); then
     echo "evaluate.sh: giving up after $attempt restarts (last exit status $status)" >&2
     exit "$status"

@@ -214,7 +214,8 @@ def fake(tmp_path):
     [
         ("0", 5, 0, 1),
         ("137 139 0", 5, 0, 3),  # killed, crashed, complete
-        ("1 0", 5, 1, 1),  # some episodes ended in errors, after all their attempts
+        ("1 0", 5, 0, 2),  # episodes ended in errors, but not again
+        ("1 137 1 1 0", 5, 1, 4),
         ("137 2 0", 5, 2, 2),  # a wrong command fails alike every time
         ("137 137 137 137", 2, 137, 3),
     ],
