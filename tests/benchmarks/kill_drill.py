@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from eval.merge import merge
 from eval.results import RunFolder
 from tests.eval import drill
 
@@ -50,6 +51,8 @@ def main() -> int:
     with drill.two_nodes(cpus=arguments.workers) as nodes:
         for number, command in enumerate(parts):
             run_dir = arguments.out / f"drill-{number}"
+            if run_dir.exists():
+                sys.exit(f"{run_dir} exists; a drill begins with nothing recorded: remove it or give another --out")
             words = [sys.executable, "-m", "eval", *command, "--run-dir", str(run_dir), "--address", nodes.address]
             environment = nodes.environment | {"PYTHONPATH": str(drill.ROOT)}
 
@@ -62,6 +65,10 @@ def main() -> int:
             found = drill.ends(run_dir)
             different = sorted(key for key in calm[number] if found.get(key) != calm[number][key])
             records = RunFolder(run_dir).attempts()
+            # Says the same in another way, and refuses other protocols.
+            merged = merge([RunFolder(arguments.out / f"calm-{number}"), RunFolder(run_dir)])
+            if (len(merged.duplicates) == len(calm[number]) and merged.complete) == bool(different):
+                sys.exit(f"merging {run_dir} with the undisturbed run contradicts their comparison")
             result["kills"] += [{"part": number, "victim": victim, "records": n} for victim, n in fight.done]
             result["parts"].append(
                 {
