@@ -199,7 +199,12 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     with contextlib.ExitStack() as stack:
         # All folders are taken before anything runs, so that what is wrong with one of them shows at once.
         for part in parts:
-            context = {"command": command, "policy": part.where, "assets": str(assets.root), "workers": workers}
+            context: dict[str, Any] = {
+                "command": command,
+                "policy": part.where,
+                "assets": str(assets.root),
+                "workers": workers,
+            }
             if part.control is not None:
                 context["control"] = {"name": part.control.name, "kind": part.control.kind}
             protocol = Protocol(simulation=simulation, policy=part.policy.facts)
