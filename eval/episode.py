@@ -7,13 +7,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from eval.agents import Agent
+from eval.agents import Chunk
 from eval.agents import check_chunk
 from eval.controls import perceived
+from eval.images import ImagePath
+from eval.images import prepare
 from eval.manifest import EpisodeSpec
+
+Gripper = Literal["given", "sign"]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What lies between simulator and policy.
+
+    Attributes:
+        images: what becomes of the rendered images before the policy sees them.
+        gripper: what becomes of an action's last number (-1 open, +1 close). ``given``: nothing; robosuite's gripper
+            reads its sign. ``sign``: -1, 0 or +1, as OpenVLA-OFT's evaluator sends it.
+    """
+
+    images: ImagePath = "native"
+    gripper: Gripper = "given"
+
+    def shown(self, observation: dict[str, Any]) -> dict[str, Any]:
+        """What the policy gets of what the environment sees."""
+        return observation | {"images": prepare(observation["images"], self.images)}
+
+    def sent(self, chunk: Chunk) -> Chunk:
+        """What the robot gets of what the policy wants."""
+        if self.gripper == "given":
+            return chunk
+        return np.concatenate([chunk[:, :-1], np.sign(chunk[:, -1:])], axis=1)
 
 
 @dataclass
@@ -50,6 +80,7 @@ def run_episode(
     agent: Agent,
     *,
     execute: int | None = None,
+    interface: Interface = Interface(),
     keep_states: bool = False,
     render_every_step: bool = False,
 ) -> Rollout:
@@ -63,6 +94,7 @@ def run_episode(
         spec: the episode; it says what the agent is told and shown.
         agent: who acts.
         execute: actions taken of each chunk; all of them by default.
+        interface: what lies between the two.
         keep_states: keep the simulator states.
         render_every_step: also render after every step, as evaluators do that do not render on demand (for benchmarks).
     """
@@ -74,9 +106,9 @@ def run_episode(
         observation = None
         if agent.needs_images:
             with rollout.clock("rendering"):
-                observation = perceived(environment.observe(), spec)
+                observation = interface.shown(perceived(environment.observe(), spec))
         with rollout.clock("policy"):
-            chunk = check_chunk(agent.act(observation))[:execute]
+            chunk = interface.sent(check_chunk(agent.act(observation)))[:execute]
         rollout.looks += 1
         for action in chunk[: spec.max_steps - rollout.steps]:
             with rollout.clock("physics"):

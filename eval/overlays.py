@@ -4,6 +4,7 @@ The frames are those that the policy itself looked at while acting, so they show
 are kept in the run's folder; a report written again does not simulate again.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from eval.agents import Chunk
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from eval.presets import PRESETS
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
 from eval.scenes import Scenes
@@ -67,12 +69,14 @@ def mask_frames(folder: RunFolder, *, count: int = 4) -> list[dict[str, Any]]:
         if not policy.metadata["segments"]:
             raise EvaluationError("the network was trained without segmentation")
         simulation = protocol.simulation
-        scenes = LiberoScenes(
-            assets=resolve_assets(context["assets"]),
+        preset = dataclasses.replace(
+            PRESETS[simulation["protocol"]],
             renderer=simulation["renderer"].partition("-")[0],
             image_size=simulation["image_size"],
             hard_reset=simulation["hard_reset"],
+            images=protocol.policy["images"],
         )
+        scenes = LiberoScenes(resolve_assets(context["assets"]), preset)
         entries = draw_frames(policy, scenes, spread(folder.specs(), count), index.parent)
         index.write_text(json.dumps(entries, indent=1))
     return [entry | {"path": index.parent / entry["file"]} for entry in json.loads(index.read_text())]
@@ -103,7 +107,7 @@ def draw_frames(policy: Any, scenes: Scenes, specs: list[EpisodeSpec], out: Path
             environment, scene = scenes.build(spec), spec.scene
         scenes.place(environment, spec)
         agent = _Watching(lambda observation: policy.infer([observation])[0])
-        run_episode(environment, spec, agent)
+        run_episode(environment, spec, agent, interface=scenes.interface)
         predictions = policy.predict_masks([kept["observation"] for kept in agent.kept])
         for kept, maps in zip(agent.kept, predictions, strict=True):
             panels, ious = [], []

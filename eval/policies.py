@@ -26,6 +26,7 @@ from eval.agents import ReplayAgent
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from eval.presets import Preset
 from eval.protocol import POLICY_PACKAGES
 from eval.protocol import versions
 from eval.remote_policy import API_KEY
@@ -133,6 +134,25 @@ def resolve_policy(
             raise EvaluationError("--step goes with a training run's folder; an exported one holds one step")
         return _exported(Path(rest), workers=workers, execute=execute, exact=exact)
     return _checkpoint(name, workers=workers, step=step, execute=execute, exact=exact)
+
+
+def connect(choice: PolicyChoice, preset: Preset) -> PolicyChoice:
+    """The policy, asked as the protocol has it; built-in ones see no image and have no chunks to cut.
+
+    Raises:
+        EvaluationError: when the protocol executes more actions than the policy's chunks have.
+    """
+    if "chunk" not in choice.facts:
+        return choice
+    horizon = choice.facts["chunk"]
+    execute = preset.execute or horizon
+    if execute > horizon:
+        raise EvaluationError(
+            f"--protocol {preset.name} executes {execute} actions of each chunk, the policy's have {horizon}; it "
+            "cannot be evaluated under this protocol"
+        )
+    facts = {**choice.facts, "execute": execute, "images": preset.images, "gripper": preset.gripper}
+    return dataclasses.replace(choice, facts=facts, execute=execute)
 
 
 def dataset_demonstrations(path: Path, specs: Sequence[EpisodeSpec]) -> dict[tuple[str, int], Chunk]:

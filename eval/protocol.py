@@ -14,13 +14,13 @@ from typing import Any
 
 import pokevla_jax
 from eval.manifest import digest
+from eval.presets import Preset
 from pokevla_jax.sim.assets import Assets
 from pokevla_jax.sim.assets import inspect_assets
 from pokevla_jax.sim.upstream import choose_gl
 from pokevla_jax.sim.upstream import package_versions
 from pokevla_jax.sim.versions import protocol_facts
 
-SETTLE_STEPS = 10
 POLICY_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -74,11 +74,19 @@ class Protocol:
         return lines
 
 
-def simulation_half(assets: Assets, *, renderer: str, image_size: int, hard_reset: bool) -> dict[str, Any]:
-    """What decides physics and pixels: the simulator's facts and the evaluator's own choices."""
-    facts = protocol_facts(assets, renderer=renderer, image_size=image_size, hard_reset=hard_reset)
+def simulation_half(assets: Assets, preset: Preset) -> dict[str, Any]:
+    """What decides physics, pixels and budgets: the simulator's facts and the evaluator's own choices."""
+    facts = protocol_facts(assets, renderer=preset.renderer, image_size=preset.image_size, hard_reset=preset.hard_reset)
     facts["versions"] = {"pokevla_jax": pokevla_jax.__version__, **facts["versions"]}
-    return facts | {"settle_steps": SETTLE_STEPS, "image_rotation_degrees": 180, "prompt": "clean"}
+    facts["published"] = facts["published"] or (preset.published and assets.kind == "real")
+    return facts | {
+        "protocol": preset.name,
+        "max_steps": dict(preset.max_steps),
+        "settle_steps": preset.settle_steps,
+        "seeding": preset.seeding,
+        "image_rotation_degrees": 180,
+        "prompt": "clean",
+    }
 
 
 def host_facts(assets: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import cluster
+from eval import presets
 from eval import summary as summaries
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks import build_manifest
@@ -29,6 +30,7 @@ from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutKind
 from eval.policies import PolicyChoice
+from eval.policies import connect
 from eval.policies import resolve_policy
 from eval.protocol import Protocol
 from eval.protocol import host_facts
@@ -54,6 +56,7 @@ class Options:
 
     policy: str
     run_dir: Path
+    protocol: str = presets.DEFAULT
     benchmark: str | None = None
     suite: str = "libero_object"
     tasks: str = "all"
@@ -71,15 +74,16 @@ class Options:
     max_steps: int | None = None
     ablate: Sequence[str] = ()
     control: Sequence[str] = ()
-    seed: int = 0
+    seed: int | None = None
     step: str | None = None
     execute: int | None = None
     videos: str = "none"
     video_stride: int = 1
     assets: str | None = None
-    renderer: str = "fast"
+    renderer: str | None = None
     image_size: int | None = None
-    hard_reset: bool = False
+    images: str | None = None
+    hard_reset: bool | None = None
     exact: int | None = None
     workers: int | None = None
     address: str | None = None
@@ -89,6 +93,12 @@ class Options:
     recycle_episodes: int = 200
     recycle_memory: float = 4.0
     json: bool = False
+
+    @property
+    def preset(self) -> presets.Preset:
+        """The protocol with the conditions that were given."""
+        names = ("max_steps", "renderer", "image_size", "images", "hard_reset", "execute", "seed")
+        return presets.resolve(self.protocol, {name: getattr(self, name) for name in names})
 
     def limits(self) -> Limits:
         """When attempts and processes are given up."""
@@ -114,21 +124,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
     add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
     libero_plus.add_arguments(parser)
+    published = ", ".join(name for name, preset in presets.PRESETS.items() if preset.published)
+    named = f"{published}: as their evaluators do it; {presets.DEFAULT} (default): fast, and as options choose"
+    add("--protocol", default=presets.DEFAULT, metavar="NAME", help=named)
     add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
     add(
         "--ablate", action="append", default=[], metavar="WHAT", help="images, language or instruction; repeat for more"
     )
     controls = "a checkpoint trained without images or language, or replay, random, expert; repeat for more"
     add("--control", action="append", default=[], metavar="NAME=DIR", help=controls)
-    add("--seed", type=int, default=0, help="seed of the environments and of --policy random")
+    add("--seed", type=int, help="seed of the environments and of --policy random (default: the protocol's)")
     add("--step", help="checkpoint step, or best (default: the newest)")
     add("--execute", type=int, metavar="N", help="actions of each chunk that are executed (default: all)")
     add("--videos", choices=("none", "failures", "all"), default="none", help="which episodes are filmed afterwards")
     add("--video-stride", type=int, default=1, metavar="K", help="render every K-th step for videos (default: 1)")
     add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
-    add("--renderer", choices=("fast", "robosuite"), default="fast", help="robosuite: as in published evaluations")
+    add("--renderer", choices=("fast", "robosuite"), help="robosuite: as in published evaluations (default: fast)")
     add("--image-size", type=int, help="side of the rendered images (default: 128 fast, 256 robosuite)")
-    add("--hard-reset", action="store_true", help="recompile the scene for each episode (always with robosuite)")
+    paths = "what becomes of images before the policy sees them (default: native, that is nothing)"
+    add("--images", choices=("native", "openvla", "openvla-crop", "openpi"), help=paths)
+    add(
+        "--hard-reset",
+        action="store_true",
+        default=None,
+        help="recompile the scene for each episode (always with robosuite)",
+    )
     add(
         "--exact",
         type=int,
@@ -149,7 +169,7 @@ def check_options(options: Options) -> None:
         if value is not None and not value >= 1:  # nor is it a NaN
             raise EvaluationError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     for name in ("layout_seed", "sample_seed", "seed", "retries"):
-        if getattr(options, name) < 0:
+        if (getattr(options, name) or 0) < 0:
             raise EvaluationError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
     if options.step not in (None, "best") and not str(options.step).isdecimal():
         raise EvaluationError(f"--step {options.step!r} is neither a number nor best")
@@ -177,20 +197,12 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     specs = build_manifest(options)
     plus = libero_plus.Choices.of(options) if chosen_benchmark(options) == "libero_plus" else None
     assets = open_assets(options.plus_assets) if options.plus_assets else resolve_assets(options.assets)
-    robosuite = options.renderer == "robosuite"
-    scenes = LiberoScenes(
-        assets=assets,
-        renderer=options.renderer,
-        image_size=options.image_size or (256 if robosuite else 128),
-        hard_reset=options.hard_reset or robosuite,
-        plus=plus,
-    )
+    preset = options.preset
+    scenes = LiberoScenes(assets, preset, plus=plus)
     # On a cluster: as many as its hosts have cores, whenever they join.
     workers = options.workers if options.address else options.workers or len(os.sched_getaffinity(0))
     parts = _parts(options, controls, specs, scenes, workers)
-    simulation = simulation_half(
-        assets, renderer=scenes.renderer, image_size=scenes.image_size, hard_reset=scenes.hard_reset
-    )
+    simulation = simulation_half(assets, preset)
     coverage = {}
     if plus is not None:
         simulation = plus.protocol(simulation)
@@ -231,6 +243,7 @@ def _parts(
         choice = {"step": step, "execute": options.execute} if checkpoint else {}
         most = min(workers or LARGEST_BATCH, LARGEST_BATCH, len(specs))
         policy = resolve_policy(name, specs=specs, scenes=scenes, workers=most, exact=options.exact, **choice)
+        policy = connect(policy, options.preset)
         return policy, str(Path(name.removeprefix("torch:")).resolve()) if policy.load else name
 
     policy, where = resolve(options.policy)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import Protocol
 
+from eval.episode import Interface
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
-from eval.protocol import SETTLE_STEPS
+from eval.presets import Preset
 from pokevla_jax.sim.assets import Assets
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 class Scenes(Protocol):
     """What a simulator process needs to know about a benchmark; picklable."""
+
+    @property
+    def interface(self) -> Interface:
+        """What lies between its environments and a policy."""
 
     def build(self, spec: EpisodeSpec) -> Any:
         """A new environment for all episodes with ``spec.scene``."""
@@ -31,14 +36,19 @@ class LiberoScenes:
     """LIBERO in MuJoCo, with stored initial states, sampled layouts or LIBERO-Plus's perturbations.
 
     Attributes:
+        assets: meshes and textures.
+        preset: the conditions.
         plus: how LIBERO-Plus is read; needed for its episodes alone.
     """
 
     assets: Assets
-    renderer: str
-    image_size: int
-    hard_reset: bool
+    preset: Preset
     plus: "Choices | None" = None
+
+    @property
+    def interface(self) -> Interface:
+        """As the protocol has it."""
+        return self.preset.interface
 
     def build(self, spec: EpisodeSpec) -> Any:
         """Compiles the scene (3 to 5 s); its renderer is created with the first image."""
@@ -47,9 +57,9 @@ class LiberoScenes:
 
         options: dict[str, Any] = {
             "assets": self.assets,
-            "renderer": self.renderer,
-            "image_size": self.image_size,
-            "hard_reset": self.hard_reset,
+            "renderer": self.preset.renderer,
+            "image_size": self.preset.image_size,
+            "hard_reset": self.preset.hard_reset,
             "seed": spec.seed,
         }
         if spec.perturbation is not None:
@@ -75,15 +85,17 @@ class LiberoScenes:
                 task,
                 robot=self.plus.robot,
                 noise_seed=spec.random_seed(),
-                settle_steps=SETTLE_STEPS,
+                settle_steps=self.preset.settle_steps,
             )
         elif spec.layout is None:
             states = load_init_states(load_task(spec.suite, spec.task))
-            environment.reset(states[spec.init_state], settle_steps=SETTLE_STEPS)
+            seed, draw = self.preset.draw(spec)
+            settle = self.preset.settle_steps
+            environment.reset(states[spec.init_state], settle_steps=settle, seed=seed, draw=draw)
         else:
             sampled = spec.layout
             layout = sample_layout(environment, sampled.kind, sampled.seed, sampled.index, task=spec.task)
-            apply_layout(environment, layout, settle_steps=SETTLE_STEPS)
+            apply_layout(environment, layout, settle_steps=self.preset.settle_steps)
 
     def _plus_task(self, spec: EpisodeSpec) -> "tuple[Metadata, PlusTask]":
         """The benchmark's files and its task for a perturbed episode."""

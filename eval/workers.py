@@ -144,7 +144,14 @@ class Simulator:
         self._scenes.place(self._environment, spec)
         reset_seconds = time.perf_counter() - start
         keep = self._videos is not None
-        rollout = run_episode(self._environment, spec, self._agent, execute=self._execute, keep_states=keep)
+        rollout = run_episode(
+            self._environment,
+            spec,
+            self._agent,
+            execute=self._execute,
+            interface=self._scenes.interface,
+            keep_states=keep,
+        )
         outcome = "success" if rollout.success else "failure"
         record = _facts(spec) | {
             "outcome": outcome,

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 def specs(options: "Options") -> list[EpisodeSpec]:
-    """One episode per task and stored state: those of ``--init-states``, or all of them."""
+    """One episode per task and stored state: those of ``--init-states``, or the protocol's, or all of them."""
     episodes = []
     for task in selected_tasks(options):
         count = len(load_init_states(task))
-        states = parse_indices(options.init_states or f"0-{count - 1}", "--init-states", limit=count)
+        default = f"0-{min(count, options.preset.trials or count) - 1}"
+        states = parse_indices(options.init_states or default, "--init-states", limit=count)
         common = common_fields(options, task)
         episodes += [EpisodeSpec(benchmark="libero", init_state=state, **common) for state in states]
     return episodes

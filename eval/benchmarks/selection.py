@@ -54,6 +54,6 @@ def common_fields(options: "Options", task: libero.TaskSpec) -> dict[str, Any]:
         "task": task.index,
         "task_name": task.name,
         "prompt": task.language,
-        "max_steps": options.max_steps or task.max_steps,
-        "seed": options.seed,
+        "max_steps": options.preset.max_steps[task.suite],
+        "seed": options.preset.seed,
     }

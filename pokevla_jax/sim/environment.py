@@ -155,8 +155,13 @@ class LiberoEnvironment:
         *,
         settle_steps: int = 10,
         posture: Float[np.ndarray, "7"] | None = None,
+        seed: int | None = None,
+        draw: int = 0,
     ) -> None:
         """Starts an episode from ``sim_state`` (or from positions drawn by the task's own placement rules).
+
+        Fixtures (cabinets, stoves) are placed at random, within 2 cm, in every case: they have no joint, so that no
+        ``sim_state`` holds where they stand.
 
         Args:
             sim_state: time, joint positions, joint velocities, as ``tasks.load_init_states`` and ``sim_state`` give.
@@ -164,6 +169,8 @@ class LiberoEnvironment:
             posture: joint angles (radians) with which the controller is built; the robot's own by default. It remembers
                 them when ``sim_state`` puts the arm elsewhere: their orientation of the hand is its goal until an
                 action turns the hand, and its null space pulls towards them.
+            seed: of what is drawn, instead of the environment's own.
+            draw: how many resets came before this one since the generator was seeded, for evaluators that seed it once.
         """
         self.sensor_noise = None
         robot = self.sim_env.robots[0]
@@ -173,8 +180,8 @@ class LiberoEnvironment:
         self.sim_env._observables = self._observables
         if self._hard_reset:
             import_libero(self.assets.root)  # another environment of this process may use other assets
-        with _seeded(self._seed):
-            self._reset_robosuite()
+        with _seeded(self._seed if seed is None else seed):
+            self._reset_robosuite(draw)
         self.sim_env._observables = {}
         for robot in self.sim_env.robots:
             # A soft reset keeps the gripper's ramp, so that the first closing would start where the last ended.
@@ -192,16 +199,36 @@ class LiberoEnvironment:
         for _ in range(settle_steps):
             self.step(SETTLE_ACTION)
 
-    def _reset_robosuite(self) -> None:
-        """robosuite's reset, tried again when random placement finds no room, as LIBERO does."""
+    def _reset_robosuite(self, draw: int = 0) -> None:
+        """robosuite's reset, tried again when random placement finds no room, as LIBERO does.
+
+        Everything that a reset draws is drawn ``draw`` times before, and forgotten: the scene is compiled only once.
+        """
         from robosuite.utils.errors import RandomizationError
 
-        for _ in range(MAX_PLACEMENTS):
-            try:
-                self.sim_env.reset()
-                return
-            except RandomizationError:
-                continue
+        env, place, left = self.sim_env, self.sim_env._reset_internal, draw
+
+        def place_again() -> None:
+            nonlocal left
+            body_pos, body_quat = self.model.body_pos.copy(), self.model.body_quat.copy()
+            while left:
+                place()
+                left -= 1
+                env.sim.reset()
+                # Fixtures are placed by changing the model.
+                self.model.body_pos[:], self.model.body_quat[:] = body_pos, body_quat
+            place()
+
+        env._reset_internal = place_again
+        try:
+            for _ in range(MAX_PLACEMENTS):
+                try:
+                    env.reset()
+                    return
+                except RandomizationError:
+                    continue
+        finally:
+            del env._reset_internal
         raise SimulationError(f"No collision-free placement for {self.task.name} in {MAX_PLACEMENTS} tries")
 
     def step(self, action: Float[np.ndarray, "7"]) -> bool:

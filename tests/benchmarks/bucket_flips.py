@@ -23,6 +23,7 @@ import numpy as np
 from eval.agents import CheckpointAgent
 from eval.benchmarks import build_manifest
 from eval.episode import run_episode
+from eval.presets import PRESETS
 from eval.run import Options
 from eval.scenes import LiberoScenes
 from eval.statistics import wilson
@@ -47,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = ("policy", "suite", "tasks", "init_states", "layouts", "layout_seed", "layout_kind", "max_steps")
     specs = build_manifest(Options(run_dir=Path(), **{name: getattr(arguments, name) for name in names}))
-    scenes = LiberoScenes(resolve_assets(arguments.assets), renderer="fast", image_size=128, hard_reset=False)
+    scenes = LiberoScenes(resolve_assets(arguments.assets), PRESETS["pokevla"])
     policies = {}
     for size in arguments.sizes:
         policies[size] = Policy.load(arguments.policy, step=arguments.step, batch_sizes=(size,))

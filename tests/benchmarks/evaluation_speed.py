@@ -7,6 +7,7 @@ no video is made. The policy is a stub (uniform random chunks), so the figure is
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from eval.agents import RandomAgent
 from eval.benchmarks import build_manifest
 from eval.episode import run_episode
+from eval.presets import PRESETS
 from eval.run import Options
 from eval.scenes import LiberoScenes
 from pokevla_jax.sim.assets import resolve_assets
@@ -42,8 +44,10 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     assets = resolve_assets(arguments.assets)
-    size = 256 if arguments.renderer == "robosuite" else 128
-    scenes = LiberoScenes(assets=assets, renderer=arguments.renderer, image_size=size, hard_reset=False)
+    preset = dataclasses.replace(
+        PRESETS["pokevla"], renderer=arguments.renderer, image_size=256 if arguments.renderer == "robosuite" else 128
+    )
+    scenes = LiberoScenes(assets, preset)
     options = Options(
         policy="random",
         run_dir=Path(),

@@ -11,6 +11,7 @@ from eval.benchmarks import libero_plus
 from eval.benchmarks.sampling import stratified
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from eval.presets import PRESETS
 from eval.results import RunFolder
 from eval.run import Options
 from tests import plus_metadata
@@ -166,7 +167,7 @@ def test_every_runnable_category_is_played_in_every_suite(suite, tmp_path):
 
     real = plus_metadata.real_metadata().root
     specs = build_manifest(options(real, suite=suite, tasks="0", max_steps=4))
-    scenes = LiberoScenes(resolve_assets(), "fast", 128, False, libero_plus.Choices.of(options(real)))
+    scenes = LiberoScenes(resolve_assets(), PRESETS["pokevla"], libero_plus.Choices.of(options(real)))
     simulator = Simulator(scenes, LookingAgent(RandomAgent()))
     try:
         for category in ("camera", "robot", "language", "noise", "layout"):

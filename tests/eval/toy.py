@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from eval.episode import Interface
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutSpec
 
@@ -60,6 +61,9 @@ def once(file):
     return True
 
 
+NATIVE = Interface()
+
+
 @dataclass(frozen=True)
 class ToyScenes:
     """Starts at ``layout.index / 100``; the process dies once at ``die_at`` while ``die_file`` does not exist.
@@ -73,6 +77,7 @@ class ToyScenes:
     hang: tuple[tuple[int, str], ...] = ()
     hang_file: str = ""
     seconds: float = 0.0
+    interface: Interface = NATIVE
 
     def build(self, spec):
         return ToyEnvironment()
