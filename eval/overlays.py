@@ -17,6 +17,7 @@ from eval.agents import Chunk
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from eval.presets import DEFAULT
 from eval.presets import PRESETS
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
@@ -69,12 +70,13 @@ def mask_frames(folder: RunFolder, *, count: int = 4) -> list[dict[str, Any]]:
         if not policy.metadata["segments"]:
             raise EvaluationError("the network was trained without segmentation")
         simulation = protocol.simulation
+        # Runs from before protocols had names were made under the project's own.
         preset = dataclasses.replace(
-            PRESETS[simulation["protocol"]],
+            PRESETS[simulation.get("protocol", DEFAULT)],
             renderer=simulation["renderer"].partition("-")[0],
             image_size=simulation["image_size"],
             hard_reset=simulation["hard_reset"],
-            images=protocol.policy["images"],
+            images=protocol.policy.get("images", "native"),
         )
         scenes = LiberoScenes(resolve_assets(context["assets"]), preset)
         entries = draw_frames(policy, scenes, spread(folder.specs(), count), index.parent)
