@@ -1,5 +1,6 @@
 """``python -m eval run`` in the real simulator."""
 
+import dataclasses
 import os
 import signal
 import threading
@@ -73,6 +74,27 @@ def test_a_checkpoint_is_evaluated_filmed_and_reported(tmp_path, libero_assets):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["openvla-oft", "openpi", "lerobot"])
+def test_an_untrained_checkpoint_runs_under_published_protocols(protocol, tmp_path, libero_assets, monkeypatch):
+    from eval import presets
+    from tests import policy_checkpoint as fake
+
+    short = dataclasses.replace(presets.PRESETS[protocol], max_steps={"libero_object": 24})
+    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, protocol: short})
+    checkpoint = fake.write_checkpoint(tmp_path / "train", fake.make_config())
+    command = ["run", "--policy", str(checkpoint), "--protocol", protocol, "--assets", str(libero_assets.root)]
+    command += ["--tasks", "0", "--init-states", "1", "--workers", "1", "--run-dir", str(tmp_path / "run")]
+    assert cli.main(command) == 0
+    folder = RunFolder(tmp_path / "run")
+    (record,) = folder.records().values()
+    assert (record["outcome"], record["steps"]) == ("failure", 24)
+    assert record["looks"] == {"openvla-oft": 3, "openpi": 5, "lerobot": 3}[protocol]
+    facts = folder.protocol()
+    assert (facts.simulation["protocol"], facts.simulation["renderer"]) == (protocol, "robosuite")
+    assert facts.policy["images"] == {"openvla-oft": "openvla", "openpi": "openpi", "lerobot": "native"}[protocol]
+
+
+@pytest.mark.slow
 def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets):
     options = {"policy": "expert", "assets": str(libero_assets.root), **LAYOUTS, "layouts": 6, "workers": 2}
     run.run(run.Options(run_dir=tmp_path / "calm", **options), "c", progress=False)
@@ -113,6 +135,8 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
         (["--init-states", "49-50"], "the last one is 49"),
         (["--layouts", "0"], "--layouts must be at least 1"),
         (["--layouts", "1", "--assets", "/nowhere"], "does not exist"),
+        (["--layouts", "1", "--protocol", "openvla"], "'openvla' is unknown; known: pokevla, openvla-oft, openpi, ler"),
+        (["--layouts", "1", "--protocol", "openpi", "--renderer", "fast"], "contradicts --protocol openpi, which has"),
         (["--layouts", "1", "--policy", "nowhere"], "no folder"),
         (["--layouts", "1", "--policy", "random", "--step", "3"], "go with a checkpoint"),
         (["--layouts", "1", "--step", "last"], "neither a number nor best"),
