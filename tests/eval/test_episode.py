@@ -1,6 +1,7 @@
 """The loop of one episode, and the agents that need no simulator."""
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
