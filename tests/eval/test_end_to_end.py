@@ -140,6 +140,8 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
         (["--layouts", "1", "--policy", "nowhere"], "no folder"),
         (["--layouts", "1", "--policy", "random", "--step", "3"], "go with a checkpoint"),
         (["--layouts", "1", "--step", "last"], "neither a number nor best"),
+        (["--layouts", "1", "--exact", "0"], "--exact must be at least 1, got 0"),
+        (["--layouts", "1", "--episode-timeout", "nan"], "--episode-timeout must be at least 1, got nan"),
         (["--layouts", "1", "--run-dir", "/proc/nowhere"], "cannot be written"),
     ],
 )

@@ -1,5 +1,7 @@
 """An evaluation on a cluster of two Ray nodes whose parts are killed: the same results as undisturbed."""
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,17 @@ def test_a_node_is_lost_and_the_driver_started_again(tmp_path):
     sources = {path.read_text() for path in tmp_path.glob("code-*")}
     assert all("runtime_resources" in source for source in sources)
     assert not any(source.startswith(str(drill.ROOT)) for source in sources)
+
+
+def test_without_a_cluster_to_join_there_is_one_sentence(tmp_path):
+    code = "from eval.cluster import connect\nwith connect('auto', None): pass"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(drill.ROOT), "RAY_TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    error = ended.stderr.strip().splitlines()[-1]
+    assert re.search(
+        r"EvaluationError: --address auto: no Ray cluster could be joined \(.+\); run this on one of", error
+    )
 
 
 @pytest.mark.slow
