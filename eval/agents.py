@@ -36,7 +36,7 @@ class ExpertAgent:
 
     def begin(self, environment: Any, spec: EpisodeSpec) -> None:
         """Binds the expert to the environment."""
-        from pokevla_jax.sim.expert import ScriptedExpert  # simulators import MuJoCo, the driver need not
+        from pokevla_jax.sim.experts.expert import ScriptedExpert  # simulators import MuJoCo, the driver need not
 
         self._expert = ScriptedExpert(environment)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
-from pokevla_jax.sim.expert import ScriptedExpert
+from pokevla_jax.sim.experts.expert import ScriptedExpert
 from pokevla_jax.sim.layouts import Layout
 from pokevla_jax.sim.layouts import apply_layout
 from pokevla_jax.sim.scenes import KINDS

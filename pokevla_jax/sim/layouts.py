@@ -18,9 +18,9 @@ from pokevla_jax.sim import scenes
 from pokevla_jax.sim.environment import SETTLE_ACTION
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
-from pokevla_jax.sim.expert import PALM_ABOVE_SITE
-from pokevla_jax.sim.expert import PALM_HALF
-from pokevla_jax.sim.expert import grasp_height
+from pokevla_jax.sim.experts.grasps import grasp_height
+from pokevla_jax.sim.experts.hand import PALM_ABOVE_SITE
+from pokevla_jax.sim.experts.hand import PALM_HALF
 from pokevla_jax.sim.geometry import Box
 from pokevla_jax.sim.geometry import collision_box
 from pokevla_jax.sim.scenes import make_environment

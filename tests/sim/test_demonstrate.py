@@ -9,7 +9,7 @@ from pokevla_jax.sim.demonstrate import demonstrate
 from pokevla_jax.sim.demonstrate import load_trajectories
 from pokevla_jax.sim.demonstrate import save_trajectories
 from pokevla_jax.sim.errors import SimulationError
-from pokevla_jax.sim.expert import ScriptedExpert
+from pokevla_jax.sim.experts.expert import ScriptedExpert
 from pokevla_jax.sim.layouts import Layout
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.scenes import make_environment

@@ -7,7 +7,7 @@ from pokevla_jax.sim.demonstrate import Noise
 from pokevla_jax.sim.demonstrate import demonstrate
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
-from pokevla_jax.sim.expert import ScriptedExpert
+from pokevla_jax.sim.experts.expert import ScriptedExpert
 from pokevla_jax.sim.layouts import apply_layout
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.scenes import make_environment

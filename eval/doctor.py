@@ -1,0 +1,106 @@
+"""``python -m eval doctor``: does this machine simulate LIBERO as published results assume?"""
+
+import argparse
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eval.checks import CHECKS
+from eval.checks import Bench
+from eval.checks import Finding
+from eval.checks import Status
+from eval.checks import run_check
+from eval.errors import EvaluationError
+
+EXAMPLES = """\
+examples:
+  python -m eval doctor                          everything, about a minute on two cores
+  python -m eval doctor --only packages,assets   what needs no simulator
+  python -m eval doctor --assets DIR --json      for a script; the exit status is 1 if anything fails
+
+One line per check: OK, WARN (know it before you compare numbers) or FAIL (results would be wrong or impossible).
+"""
+COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of ``doctor``."""
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
+    add("--run-dir", type=Path, default=Path("runs"), help="where results will be written (default: runs)")
+    add("--only", metavar="CHECKS", help=f"some of {', '.join(CHECKS)}; separated by commas")
+    add("--json", action="store_true", help="print the findings as JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Runs the checks, prints a line for each, and returns 1 if any failed, else 0."""
+    names = select(options.only)
+    report = (lambda name, finding: None) if options.json else Printer()
+    findings = examine(names, Bench(options.assets, options.run_dir), report)
+    worst = any(finding.status is Status.FAIL for finding in findings.values())
+    if options.json:
+        print(json.dumps(to_json(findings), indent=1))
+    return int(worst)
+
+
+def select(text: str | None) -> list[str]:
+    """The checks of ``--only``, in the doctor's order; all without it.
+
+    Raises:
+        EvaluationError: for a name that is no check.
+    """
+    if text is None:
+        return list(CHECKS)
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in CHECKS:
+            near = difflib.get_close_matches(name, CHECKS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(CHECKS)}"
+            raise EvaluationError(f"--only: no check {name!r}; {hint}")
+    return [name for name in CHECKS if name in wanted]
+
+
+def examine(names: list[str], bench: Bench, report: Callable[[str, Finding], Any]) -> dict[str, Finding]:
+    """Runs the named checks and reports each as soon as it is known."""
+    findings = {}
+    try:
+        for name in names:
+            findings[name] = run_check(name, bench)
+            report(name, findings[name])
+    finally:
+        bench.close()
+    return findings
+
+
+def to_json(findings: dict[str, Finding]) -> dict[str, Any]:
+    """Plain JSON types: whether all is well, and each finding."""
+    return {
+        "ok": all(finding.status is not Status.FAIL for finding in findings.values()),
+        "checks": {
+            name: {"status": str(finding.status), "message": finding.message, "advice": finding.advice}
+            for name, finding in findings.items()
+        },
+    }
+
+
+class Printer:
+    """Prints a finding as one line, and beneath it what to do; in colour on a terminal."""
+
+    def __init__(self):
+        from rich.console import Console
+
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    def __call__(self, name: str, finding: Finding) -> None:
+        """Prints one finding."""
+        from rich.markup import escape
+
+        colour = COLOURS[finding.status]
+        self._console.print(
+            f"[bold {colour}]{finding.status.upper():<5}[/]{name:<10}{escape(finding.message)}", end="\n"
+        )
+        if finding.advice:
+            self._console.print(f"{'':<15}-> {escape(finding.advice)}")
