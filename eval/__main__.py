@@ -1,4 +1,4 @@
-"""``python -m eval run | merge | compare | report | vlm``."""
+"""``python -m eval run | merge | compare | report | vlm | doctor``."""
 
 import argparse
 import contextlib
@@ -16,6 +16,7 @@ examples:
       --control blind=runs/blind --control replay --run-dir runs/eval/libero
   python -m eval merge runs/eval/host1 runs/eval/host2 --out runs/eval/all
   python -m eval compare runs/eval/policy runs/eval/blind
+  python -m eval doctor
   python -m eval report --run-dir runs/eval/policy --run-dir runs/eval/blind --workdir runs/policy --out report.html
   python -m eval vlm --checkpoint runs/vlm --data corpus --control blind=runs/blind --zero-images --out runs/eval/vlm
 
@@ -33,9 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    metavar = "run | merge | compare | report | vlm"
+    metavar = "run | merge | compare | report | vlm | doctor"
     commands = parser.add_subparsers(dest="command", required=True, metavar=metavar)
     from eval import compare
+    from eval import doctor
     from eval import merge
     from eval import report
     from eval import run
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     compare.add_arguments(commands.add_parser("compare", help="paired comparison of two runs"))
     report.add_arguments(commands.add_parser("report", help="one HTML page about runs"))
     vlm.add_arguments(commands.add_parser("vlm", help="ask a vision-language checkpoint about held-out pictures"))
+    doctor.add_arguments(commands.add_parser("doctor", help="does this machine simulate as published results assume?"))
     options = parser.parse_args(arguments)
     typed = shlex.join(["python", "-m", "eval", *arguments])
     try:
@@ -55,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
             return merge.main(options)
         if options.command == "vlm":
             return vlm.main(options, typed)
+        if options.command == "doctor":
+            return doctor.main(options)
         if options.command == "compare":
             return compare.main(options)
         return report.main(options)

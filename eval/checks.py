@@ -26,7 +26,6 @@ from pokevla_jax.sim import probes
 from pokevla_jax.sim.assets import Assets
 from pokevla_jax.sim.assets import resolve_assets
 from pokevla_jax.sim.environment import LiberoEnvironment
-from pokevla_jax.sim.experts.expert import solvable_tasks
 from pokevla_jax.sim.simplify import cache_folder
 from pokevla_jax.sim.tasks import list_tasks
 from pokevla_jax.sim.tasks import load_init_states
@@ -194,7 +193,7 @@ def judge_pictures(seen: Mapping[str, tuple[float, float]]) -> Finding:
         how = {
             (True, True): "not turned (upside down)",
             (False, True): "flipped top to bottom only (not mirrored)",
-            (True, False): "flipped left to right only (upside down and mirrored twice)",
+            (True, False): "flipped left to right only (upside down)",
         }[row >= 0.5, column >= 0.5]
         wrong.append(f"{view} is {how}")
     if wrong:
@@ -267,8 +266,9 @@ def expert(bench: Bench) -> Finding:
     suites = ("libero_object",) if bench.assets.kind == "standins" else ("libero_object", "libero_spatial")
     found = {}
     for suite in suites:
-        task = solvable_tasks(suite)[0 if suite == "libero_object" else 5]
-        found[f"{suite} task {task.index}"] = probes.play_back(bench.environment(suite, task.index), task, 0)
+        environment = bench.environment(suite, 0 if suite == "libero_object" else 5)
+        task = environment.task
+        found[f"{suite} task {task.index}"] = probes.play_back(environment, task, 0)
     return judge_playback(found)
 
 
@@ -321,7 +321,7 @@ CHECKS: dict[str, Callable[[Bench], Finding]] = {
     check.__name__: check
     for check in (packages, assets, prompts, files, renderer, pictures, settle, robot, expert, ray)
 }
-"""Name -> check, in the order in which they are run: what explains other failures comes first."""
+"""Name -> check; ``eval.doctor`` describes them."""
 
 REMEDIES = {
     "renderer": "set MUJOCO_GL to egl (GPU) or osmesa (software) and install libegl1 or libosmesa6",

@@ -37,6 +37,9 @@ from eval.scenes import Scenes
 from eval.torch_policy import PACKAGES as TORCH_PACKAGES
 from eval.torch_policy import LoadTorchPolicy
 from eval.torch_policy import read_facts
+from pokevla_jax.sim.experts.goals import check_solvable
+from pokevla_jax.sim.tasks import MAX_STEPS
+from pokevla_jax.sim.tasks import load_task
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def resolve_policy(
         if rest and kind != "replay":
             raise EvaluationError(f"--policy {name!r}: {kind} takes nothing after a colon; write --policy {kind}")
     if kind == "expert":
+        check_experts(specs)
         return PolicyChoice({"kind": "expert", "label": "expert"}, ExpertAgent())
     if kind == "random":
         return PolicyChoice({"kind": "random", "label": "random"}, RandomAgent())
@@ -181,12 +185,19 @@ def dataset_demonstrations(path: Path, specs: Sequence[EpisodeSpec]) -> dict[tup
     return demonstrations
 
 
+def check_experts(specs: Sequence[EpisodeSpec]) -> None:
+    """Raises ``SimulationError`` where a LIBERO task has no scripted expert, naming those that have one."""
+    for suite, task in sorted({(spec.suite, spec.task) for spec in specs if spec.suite in MAX_STEPS}):
+        check_solvable(load_task(suite, task))
+
+
 def expert_demonstrations(scenes: Scenes, specs: Sequence[EpisodeSpec]) -> dict[tuple[str, int], Chunk]:
     """For each task of ``specs`` the actions of the scripted expert's first success over the stored states 0, 1, 2 ...
 
     Raises:
         EvaluationError: when the expert fails on the first five.
     """
+    check_experts(specs)
     demonstrations: dict[tuple[str, int], Chunk] = {}
     for spec in specs:
         if (spec.suite, spec.task) in demonstrations:

@@ -1,26 +1,21 @@
-"""The expert of a task, chosen by its goal, and the list of tasks that have one."""
+"""The expert of a task, chosen by its goals."""
 
-import functools
 from typing import Protocol
 
 import numpy as np
 
-from pokevla_jax.sim import bddl
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.experts.basket import BasketExpert
 from pokevla_jax.sim.experts.drawer import DrawerExpert
 from pokevla_jax.sim.experts.drawer import FillDrawerExpert
+from pokevla_jax.sim.experts.goals import Goal
+from pokevla_jax.sim.experts.goals import check_solvable
+from pokevla_jax.sim.experts.goals import expert_kind
 from pokevla_jax.sim.experts.knob import KnobExpert
 from pokevla_jax.sim.experts.pick_place import PickPlaceExpert
 from pokevla_jax.sim.experts.push import PushExpert
-from pokevla_jax.sim.tasks import MAX_STEPS
-from pokevla_jax.sim.tasks import TaskSpec
-from pokevla_jax.sim.tasks import list_tasks
 from pokevla_jax.typing import Float
-
-Goal = tuple[str, ...]
-"""One predicate of a task file's goal, such as ``("on", "akita_black_bowl_1", "plate_1")``."""
 
 
 class GoalExpert(Protocol):
@@ -36,7 +31,7 @@ class ScriptedExpert:
     A task with several goals is solved goal by goal, in the file's order.
 
     Args:
-        environment: a scene whose task is one of ``solvable_tasks``.
+        environment: a scene whose task is one of ``goals.solvable_tasks``.
 
     Raises:
         SimulationError: for another task, naming those of its suite that have an expert.
@@ -61,51 +56,8 @@ class ScriptedExpert:
         return unmet[0] if unmet else goals[-1]
 
 
-def check_solvable(task: TaskSpec) -> None:
-    """Raises ``SimulationError`` unless ``task`` has an expert, naming those of its suite that have one."""
-    if is_solvable(task):
-        return
-    others = [f"{other.index} ({other.name})" for other in solvable_tasks(task.suite)]
-    known = f"tasks {', '.join(others)}" if others else "no task"
-    raise SimulationError(f"No scripted expert can do {task.name!r}; of {task.suite} it can do {known}")
-
-
-def solvable_tasks(suite: str) -> tuple[TaskSpec, ...]:
-    """The tasks of a suite that have an expert."""
-    return tuple(task for task in list_tasks(suite) if is_solvable(task)) if suite in MAX_STEPS else ()
-
-
-@functools.cache
-def is_solvable(task: TaskSpec) -> bool:
-    """Whether there is an expert for every goal of the task."""
-    return all(_kind(goal) for goal in _goals(task))
-
-
-def _goals(task: TaskSpec) -> list[Goal]:
-    ((_, *goals),) = bddl.section(task.bddl_file, "goal")
-    return [tuple(goal) for goal in goals]
-
-
-def _kind(goal: Goal) -> str:
-    """Which expert a goal needs; empty where there is none."""
-    match goal:
-        case ("in", _, region) if region.startswith("basket"):
-            return "basket"
-        case ("in", _, region) if region.startswith("wooden_cabinet"):
-            return "fill drawer"
-        case ("open", region) if region.startswith("wooden_cabinet"):
-            return "drawer"
-        case ("on", target, region) if target.startswith("plate") and "table" in region:
-            return "push"
-        case ("turnon", _):
-            return "knob"
-        case ("on", _, _):
-            return "pick and place"
-    return ""
-
-
 def _goal_expert(environment: LiberoEnvironment, goal: Goal) -> GoalExpert:
-    match _kind(goal):
+    match expert_kind(goal):
         case "basket":
             return BasketExpert(environment, goal[1], goal[2].removesuffix("_contain_region"))
         case "fill drawer":
