@@ -8,6 +8,7 @@ from pokevla_jax.sim.demonstrate import demonstrate
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.experts.expert import ScriptedExpert
+from pokevla_jax.sim.experts.goals import solvable_tasks
 from pokevla_jax.sim.layouts import apply_layout
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.scenes import make_environment
@@ -103,12 +104,47 @@ def test_opens_half_closed_fingers_before_it_descends(shared):
     assert lowest > 0.08
 
 
-def test_refuses_other_kinds_of_task():
+def test_tasks_without_an_expert_are_refused_and_the_others_named():
     class Elsewhere:
-        task = load_task("libero_goal", 0)
+        task = load_task("libero_10", 5)
 
-    with pytest.raises(SimulationError, match=r"puts things into a basket \(libero_object\); it cannot do"):
+    with pytest.raises(
+        SimulationError, match=r"can do 'STUDY_SCENE1_.*'; of libero_10 it can do tasks 0 \(LIVING_ROOM"
+    ):
         ScriptedExpert(Elsewhere())
+    for suite in ("libero_spatial", "libero_object", "libero_goal"):
+        assert len(solvable_tasks(suite)) == 10
+    assert solvable_tasks("libero_90") == ()
+
+
+def test_takes_a_tilted_bowl_by_its_rim(libero_assets):
+    """The bowl on the ramekin leans, and is wider than the gripper."""
+    if libero_assets.kind == "standins":
+        pytest.skip("the generated stand-ins cover libero_object only")
+    environment = make_environment("libero_spatial", 5, assets=libero_assets)
+    try:
+        trajectory = demonstrate(environment, sample_layout(environment, "stored", 0, 3), SILENT)
+        assert trajectory.success
+        assert np.abs(trajectory.label).max() <= 1.0
+        # Has no memory either: woken up in the middle, it goes on as it did.
+        middle = len(trajectory.label) // 2
+        environment.set_sim_state(trajectory.sim_state[middle])
+        np.testing.assert_allclose(ScriptedExpert(environment).act(), trajectory.label[middle], atol=0.05)
+    finally:
+        environment.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", range(10))
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_goal"])
+def test_other_suites(libero_assets, suite, task):
+    """At least four of five stored states."""
+    environment = make_environment(suite, task, assets=libero_assets)
+    try:
+        layouts = [sample_layout(environment, "stored", 0, index) for index in range(0, 50, 10)]
+        assert _successes(environment, layouts, SILENT) >= 4
+    finally:
+        environment.close()
 
 
 @pytest.mark.slow
