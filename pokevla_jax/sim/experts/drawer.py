@@ -84,7 +84,9 @@ class DrawerExpert:
         near = np.linalg.norm(hand.position - self.handle) < STAND_OFF
         if hand.rotation[2, 2] < -0.9 or not near:
             return None
-        return move(hand, hand.position - 0.05 * hand.rotation[:, 2], hand.rotation, OPEN)
+        # Open first: fingers that still hold would pull the drawer further.
+        back = 0.05 if hand.opening > 0.6 else 0.0
+        return move(hand, hand.position - back * hand.rotation[:, 2], hand.rotation, OPEN)
 
 
 def _tilted(hand: Hand, outward: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
