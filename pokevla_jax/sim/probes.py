@@ -30,7 +30,7 @@ class Playback:
     Attributes:
         steps: actions of the expert's episode.
         solved: the expert reached the goal.
-        repeated: so did its actions, played from the same state after a reset.
+        repeated: so did its actions, played from the same state after a reset (not tried where the expert failed).
         same_end: both episodes ended in the same simulator state, bit by bit.
     """
 
@@ -51,7 +51,7 @@ def settle_tilt(environment: LiberoEnvironment, states: Float[np.ndarray, "n d"]
 
 
 def seen_at(environment: LiberoEnvironment, view: str, name: str, *, right: float, up: float) -> tuple[float, float]:
-    """Where a view shows an object that is held before the camera, ``right`` and ``up`` of its axis (metres).
+    """Where a view shows an object that is held 25 cm before the camera, ``right`` and ``up`` of its axis (metres).
 
     What the camera sees with the object there is compared with what it sees without.
 
@@ -66,7 +66,7 @@ def seen_at(environment: LiberoEnvironment, view: str, name: str, *, right: floa
     camera = model.camera(CAMERAS[view]).id
     axes = data.cam_xmat[camera].reshape(3, 3)
     # MuJoCo's cameras look along -z, with x to the right and y up.
-    place = data.cam_xpos[camera] + axes @ [right, up, -0.4]
+    place = data.cam_xpos[camera] + axes @ [right, up, -0.25]
     address = 1 + model.jnt_qposadr[model.body_jntadr[environment.sim_env.obj_body_id[name]]]
     images = []
     for position in (place, [0.0, 0.0, -5.0]):
@@ -114,10 +114,12 @@ def play_back(environment: LiberoEnvironment, task: TaskSpec, index: int) -> Pla
     while len(actions) < task.max_steps and not solved:
         actions.append(expert.act())
         solved = environment.step(actions[-1])
+    if not solved:
+        return Playback(len(actions), solved=False, repeated=False, same_end=False)
     end = _fingerprint(environment)
     environment.reset(state)
     repeated = [environment.step(action) for action in actions][-1]
-    return Playback(len(actions), solved, repeated, _fingerprint(environment) == end)
+    return Playback(len(actions), solved=True, repeated=repeated, same_end=_fingerprint(environment) == end)
 
 
 def frames_per_second(environment: LiberoEnvironment, frames: int = 12) -> float:

@@ -60,7 +60,7 @@ def test_heights_are_where_rays_from_above_end(scene):
     finally:
         scene.model.geom_group[:] = 0
     assert obstacles.height_at(np.array([[3.0, 3.0]])) == [0.0]
-    assert len(set(heights.round(3))) > 10  # the tilted shelf was met
+    assert len(set(heights.round(3))) > 5  # the tilted shelf was met
 
 
 def test_room_is_the_gap_between_balls_and_boxes(scene):
@@ -113,8 +113,8 @@ def test_a_rim_is_taken_where_there_is_room(scene):
     chosen = choose_grasp(grasps, hand, obstacles, np.array([-0.6, 0.0]), np.array([0.3, 0.0, 0.0]))
     assert abs(chosen.along[1]) > 0.8
     # The same bowl in the open is taken without turning the hand.
-    free = rim_grasps(rim, np.array([0.1, -0.2, 0.9]), np.eye(3))
-    chosen = choose_grasp(free, hand_at([0.1, -0.1, 1.2]), obstacles, np.array([-0.6, 0.0]), np.zeros(3))
+    free = rim_grasps(rim, np.array([-0.05, -0.4, 0.9]), np.eye(3))
+    chosen = choose_grasp(free, hand_at([-0.05, -0.3, 1.2]), obstacles, np.array([-0.6, 0.0]), np.zeros(3))
     assert abs(chosen.yaw) < 0.01
     for grasp in grasps:
         reach = np.linalg.norm((grasp.position - position)[:2])
