@@ -13,14 +13,14 @@ import numpy as np
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.experts.expert import ScriptedExpert
+from pokevla_jax.sim.plus.robot_pose import joint_positions
 from pokevla_jax.sim.rendering import CAMERAS
 from pokevla_jax.sim.tasks import TaskSpec
 from pokevla_jax.sim.tasks import load_init_states
 from pokevla_jax.typing import Float
 
-# One of LIBERO-Plus's start poses (number 450 of its 500, for the robot on the ground), half a radian from the usual
-# one, and the joint angles that LIBERO's stored states have instead.
-PERTURBED_JOINTS = (-0.18709501, -0.02687769, 0.14588571, -2.66422046, -0.22103452, 2.19240544, 0.50711094)
+# LIBERO-Plus's start posture in which the arm is built: one of the farthest, half a radian from the usual one.
+POSTURE = 450
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,11 @@ def arm_drift(environment: LiberoEnvironment, state: Float[np.ndarray, " d"]) ->
     LIBERO-Plus builds its robots in a perturbed pose, but the stored state puts the usual joint angles back. What is
     left of the perturbation is the controller's memory of the pose it was built in, to which the arm drifts.
     """
-    robot = environment.sim_env.robots[0]
-    usual = robot.init_qpos
     distances = []
-    for joints in (usual, np.array(PERTURBED_JOINTS)):
-        robot.init_qpos = joints
-        try:
-            environment.reset(state, settle_steps=0)
-            start = environment.proprio()[:3]
-            environment.reset(state, settle_steps=10)
-        finally:
-            robot.init_qpos = usual
+    for number in (0, POSTURE):
+        environment.reset(state, settle_steps=0, posture=joint_positions(number))
+        start = environment.proprio()[:3]
+        environment.reset(state, settle_steps=10, posture=joint_positions(number))
         distances.append(float(np.linalg.norm(environment.proprio()[:3] - start)))
     return distances[0], distances[1]
 

@@ -23,8 +23,9 @@ from pokevla_jax.sim.corpus.observe import Observer
 from pokevla_jax.sim.environment import SETTLE_ACTION
 from pokevla_jax.sim.environment import LiberoEnvironment
 from pokevla_jax.sim.errors import SimulationError
-from pokevla_jax.sim.expert import ScriptedExpert
-from pokevla_jax.sim.expert import grasp_height
+from pokevla_jax.sim.experts.expert import ScriptedExpert
+from pokevla_jax.sim.experts.grasps import grasp_height
+from pokevla_jax.sim.geometry import collision_box
 from pokevla_jax.sim.layouts import apply_layout
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.tasks import load_init_states
@@ -352,7 +353,9 @@ class _Episode(_Simulation):
         target = self.environment.task.target
         site = self.environment.data.site_xpos[self.environment.sim_env.robots[0].eef_site_id]
         center, half = self.observer.box(target)
-        height = float(site[2] - grasp_height(ScriptedExpert(self.environment)._box(target)))
+        body, data = self.environment.sim_env.obj_body_id[target], self.environment.data
+        box = collision_box(self.environment.model, body).placed(data.xpos[body], data.xmat[body].reshape(3, 3))
+        height = float(site[2] - grasp_height(box))
         base = self.environment.base_from_world()
         offset = float(np.linalg.norm(site[:2] + base[:2, 3] - center[:2]))
         return height if offset < 0.12 and BRANCH_HEIGHT[0] < height < BRANCH_HEIGHT[1] else None
