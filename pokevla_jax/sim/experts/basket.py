@@ -39,12 +39,14 @@ class BasketExpert:
         self._environment = environment
         self._target, self._basket = target, basket
         self._boxes: dict[str, Box] = {}
-        self._floor = floor_height(environment)
+        self._on_floor = floor_height(environment) == 0.0
 
     def act(self) -> Float[np.ndarray, "7"]:
         """The action for the present state."""
         bodies = self._environment.sim_env.obj_body_id
-        target, basket, floor = self._box(self._target), self._box(self._basket), self._floor
+        target, basket = self._box(self._target), self._box(self._basket)
+        # A table's top is a little above its nominal height; the basket shows where.
+        floor = 0.0 if self._on_floor else 2.0 * float(basket.center[2]) - basket.top
         hand = read_hand(self._environment, [bodies[self._target]])
         # A hand that has the object, or has just let it go, turns no more.
         yaw = hand.yaw
