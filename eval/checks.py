@@ -38,9 +38,10 @@ PACKAGES = ("mujoco", "robosuite", "hf-libero", "bddl", "numpy")
 NEW_CONTACTS = (3, 3, 3)
 # The bowl on the ramekin after ten waiting steps, degrees: with MuJoCo up to 3.3.2, and with 3.4.0 and later.
 RIGHT_TILT, LATER_TILT, TILT_TOLERANCE = 15.9, 10.6, 0.5
-# How far the arm drifts from LIBERO-Plus's start pose 450 in the ten waiting steps, metres, from the positions
-# (-0.153, -0.006, 0.248) and (-0.207, -0.010, 0.199).
-RIGHT_DRIFT, DRIFT_TOLERANCE = 0.073, 0.015
+# How far the hand of a robot that was built in LIBERO-Plus's posture 450 ends from the usual one's place after the ten
+# waiting steps, metres: (-0.207, -0.010, 0.199), not (-0.153, -0.006, 0.248), with the benchmark's own code.
+RIGHT_DRIFT, DRIFT_TOLERANCE = 0.073, 0.010
+STILL = 0.015
 # What LIBERO-Plus's file names, and so its official prompts, end with.
 SUFFIX = re.compile(
     r" (view( -?\d+){5}|initstate \d+|noise \d+|light \d+|table \d+|tb \d+|add \d+|level\d+|sample\d+)\b"
@@ -229,12 +230,15 @@ def robot(bench: Bench) -> Finding:
 
 def judge_drift(usual: float, perturbed: float) -> Finding:
     """The usual start stays where it is; the perturbed one drifts as far as in LIBERO-Plus."""
-    message = f"in the waiting steps the arm drifts {1000 * usual:.0f} mm, and {1000 * perturbed:.0f} mm when perturbed"
-    if usual < DRIFT_TOLERANCE and abs(perturbed - RIGHT_DRIFT) < DRIFT_TOLERANCE:
+    message = (
+        f"in the waiting steps the hand moves {1000 * usual:.0f} mm, and {1000 * perturbed:.0f} mm elsewhere when the "
+        "robot was built in another posture"
+    )
+    if usual < STILL and abs(perturbed - RIGHT_DRIFT) < DRIFT_TOLERANCE:
         return Finding(Status.OK, f"{message}, as in LIBERO-Plus")
     return Finding(
         Status.FAIL,
-        f"{message}, not 0 and {1000 * RIGHT_DRIFT:.0f}",
+        f"{message}, not under {1000 * STILL:.0f} and {1000 * RIGHT_DRIFT:.0f}",
         "the controller behaves differently: install robosuite==1.4.0 unchanged; robot perturbations do not compare",
     )
 

@@ -85,18 +85,18 @@ def seen_at(environment: LiberoEnvironment, view: str, name: str, *, right: floa
 
 
 def arm_drift(environment: LiberoEnvironment, state: Float[np.ndarray, " d"]) -> tuple[float, float]:
-    """How far the hand is from its place after the ten waiting steps: usual start, and perturbed start (metres).
+    """How far the hand moves in the ten waiting steps, and how far from there it ends in a perturbed robot (metres).
 
-    LIBERO-Plus builds its robots in a perturbed pose, but the stored state puts the usual joint angles back. What is
-    left of the perturbation is the controller's memory of the pose it was built in, to which the arm drifts.
+    LIBERO-Plus builds its robots in a perturbed posture, but the stored state puts the usual joint angles back. What is
+    left of the perturbation is the controller's memory of the posture it was built in, to which the arm drifts.
     """
-    distances = []
+    environment.reset(state, settle_steps=0)
+    start = environment.proprio()[:3]
+    ends = []
     for number in (0, POSTURE):
-        environment.reset(state, settle_steps=0, posture=joint_positions(number))
-        start = environment.proprio()[:3]
         environment.reset(state, settle_steps=10, posture=joint_positions(number))
-        distances.append(float(np.linalg.norm(environment.proprio()[:3] - start)))
-    return distances[0], distances[1]
+        ends.append(environment.proprio()[:3])
+    return float(np.linalg.norm(ends[0] - start)), float(np.linalg.norm(ends[1] - ends[0]))
 
 
 def play_back(environment: LiberoEnvironment, task: TaskSpec, index: int) -> Playback:

@@ -27,9 +27,10 @@ RIM_DEPTH = 0.012
 # Directions around a rim, and how far inside the rim the hand may stand: the outer finger then needs less room.
 RIM_DIRECTIONS = 12
 RIM_SHIFTS = (0.0, 0.012, 0.024)
-# Room that a hand should have, and what lacking a metre of it costs beside a radian of turning.
-ROOM = 0.004
-ROOM_COST = 100.0
+# Room that a hand needs and room that it should have, and what lacking a metre of either costs beside a radian of
+# turning.
+ROOM, COMFORT = 0.004, 0.030
+ROOM_COST, COMFORT_COST = 100.0, 20.0
 # Distance from the robot's base up to which the hand moves freely, and what a metre beyond it costs.
 REACH = 0.70
 REACH_COST = 8.0
@@ -155,9 +156,10 @@ def choose_grasp(
     # Room while it closes, on its way down, and where it lets go.
     up = np.array([0.0, 0.0, 0.06])
     for moved, weight in ((0.0 * up, 1.0), (up, 0.5), (2.0 * up, 0.5), (carried, 0.5)):
-        lack = np.clip(ROOM - obstacles.room(balls + moved, HAND_RADII), 0.0, 0.04)
+        room = obstacles.room(balls + moved, HAND_RADII)
+        lack = ROOM_COST * np.clip(ROOM - room, 0.0, 0.04) + COMFORT_COST * np.clip(COMFORT - room, 0.0, COMFORT)
         beyond = np.maximum(np.linalg.norm((positions + moved)[:, :2] - base, axis=1) - REACH, 0.0)
-        cost += weight * (ROOM_COST * lack + REACH_COST * beyond)
+        cost += weight * (lack + REACH_COST * beyond)
     return grasps[int(np.argmin(cost))]
 
 
