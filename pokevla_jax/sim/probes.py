@@ -104,7 +104,8 @@ def play_back(environment: LiberoEnvironment, task: TaskSpec, index: int) -> Pla
     state = load_init_states(task)[index]
     environment.reset(state)
     expert = ScriptedExpert(environment)
-    actions, solved = [], False
+    actions: list[np.ndarray] = []
+    solved = False
     while len(actions) < task.max_steps and not solved:
         actions.append(expert.act())
         solved = environment.step(actions[-1])
