@@ -132,6 +132,8 @@ def write_manifest(out: Path) -> dict[str, Any]:
             for pillar in corpus.PILLARS
         },
         "licences": {summary["source"]: summary["licence"] for summary in ingested},
+        # What the samples of split "holdout" have that training samples have not, where a source says so.
+        "held_out": {summary["source"]: summary["held_out"] for summary in ingested if "held_out" in summary},
         "shards": {
             name: {key: header[key] for key in ("num_samples", "records_bytes", "records_sha256", "tokenizer")}
             for name, header in zip(opened.shards, opened.headers, strict=True)
