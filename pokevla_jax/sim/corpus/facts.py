@@ -25,7 +25,8 @@ HIDDEN = 0.0002
 # What two things must differ by along the axis in question, metres and parts of the image.
 SIDE_MARGIN, SIDE_MARGIN_IMAGE = 0.05, 0.04
 DEPTH_MARGIN, DEPTH_MARGIN_IMAGE = 0.06, 0.03
-# ... and the axis in question by this factor more than the other one: "left" and "in front" are directions.
+# ... and the axis in question by this factor more than the other one, and further than either thing reaches from its
+# centre: "left" and "in front" are directions, and a stove is wide.
 DOMINANCE, STRICT_DOMINANCE = 0.5, 2.0
 # The nearest is nearer than the second by this factor and by this much.
 NEAREST_FACTOR, NEAREST_MARGIN = 1.3, 0.02
@@ -58,7 +59,9 @@ class View:
 
     def mask(self, labels: Iterable[int]) -> Bool[np.ndarray, "h w"]:
         """Pixels that show one of ``labels``."""
-        return np.isin(self.labels, list(labels))
+        chosen = np.zeros(256, bool)
+        chosen[list(labels)] = True
+        return chosen[self.labels]
 
     @functools.cached_property
     def points(self) -> Float[np.ndarray, "h w 3"]:
@@ -233,7 +236,7 @@ def is_left_of(frame: Frame, a: Thing, b: Thing) -> bool | None:
     across, along = a.center[1] - b.center[1], a.center[0] - b.center[0]
     view = frame.views["agentview"]
     shown = centroid(view.mask(b.labels))[0] - centroid(view.mask(a.labels))[0]
-    if abs(across) < max(SIDE_MARGIN, DOMINANCE * abs(along)) or abs(shown) < SIDE_MARGIN_IMAGE:
+    if abs(across) < max(SIDE_MARGIN, DOMINANCE * abs(along), a.half[1], b.half[1]) or abs(shown) < SIDE_MARGIN_IMAGE:
         return None
     return bool(across > 0) if (across > 0) == (shown > 0) else None
 
@@ -243,7 +246,7 @@ def is_in_front_of(frame: Frame, a: Thing, b: Thing) -> bool | None:
     across, along = a.center[1] - b.center[1], a.center[0] - b.center[0]
     view = frame.views["agentview"]
     shown = box_of(view.mask(a.labels))[3] - box_of(view.mask(b.labels))[3]
-    if abs(along) < max(DEPTH_MARGIN, DOMINANCE * abs(across)) or abs(shown) < DEPTH_MARGIN_IMAGE:
+    if abs(along) < max(DEPTH_MARGIN, DOMINANCE * abs(across), a.half[0], b.half[0]) or abs(shown) < DEPTH_MARGIN_IMAGE:
         return None
     return bool(along > 0) if (along > 0) == (shown > 0) else None
 
@@ -271,16 +274,22 @@ def distance(a: Thing, b: Thing) -> float:
     return float(np.linalg.norm((a.center - b.center)[:2]))
 
 
+def gap(a: Thing, b: Thing) -> float:
+    """Horizontal distance of two outlines, metres; 0 where they overlap."""
+    return float(np.linalg.norm(np.maximum(np.abs(a.center - b.center)[:2] - a.half[:2] - b.half[:2], 0.0)))
+
+
 def nearest(to: Thing, candidates: Iterable[Thing]) -> Thing | None:
-    """The candidate nearest to a thing, None where a second is nearly as near."""
+    """The candidate nearest to a thing by centre and by outline; None where a second is nearly as near by either."""
     ordered = sorted(candidates, key=lambda thing: distance(to, thing))
     if not ordered:
         return None
-    if len(ordered) > 1:
-        first, second = (distance(to, thing) for thing in ordered[:2])
-        if second < NEAREST_FACTOR * first + NEAREST_MARGIN:
+    first, others = ordered[0], ordered[1:]
+    for other in others:
+        far = distance(to, other) >= NEAREST_FACTOR * distance(to, first) + NEAREST_MARGIN
+        if not far or gap(to, other) < gap(to, first) + NEAREST_MARGIN:
             return None
-    return ordered[0]
+    return first
 
 
 def is_between(c: Thing, a: Thing, b: Thing) -> bool | None:

@@ -64,7 +64,8 @@ def _pairs(frame: Frame, things: dict[str, Thing]) -> Iterator[Draft]:
             main = facts.main_side(frame, a, b)
             if main is not None:
                 yield Draft(type="which_side", slots={"a": a.noun, "b": b.noun}, answer=SIDE_PHRASES[main])
-            if a.noun < b.noun:
+            # A fixture is so large that its parts are at several distances.
+            if a.noun < b.noun and a.kind == b.kind == "object":
                 yield from _which_is_nearer(a, b)
                 yield from _between(frame, a, b, everything)
         others = [thing for thing in everything if thing is not b]

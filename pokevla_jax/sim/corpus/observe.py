@@ -135,7 +135,7 @@ class Observer:
         things = self.things()
         robot = environment.sim_env.robots[0]
         fingers = np.abs(environment.data.qpos[robot._ref_gripper_joint_pos_indexes]).sum()
-        goals = self._goals(things)
+        goals = self.goals(things)
         return Frame(
             id=id_,
             suite=environment.task.suite,
@@ -293,7 +293,7 @@ class Observer:
         # libero_spatial tells its two bowls apart by where they stood at first.
         return " and ".join(goal.text for goal in goals) if task.suite == "libero_spatial" else task.language
 
-    def _goals(self, things: dict[str, Thing]) -> tuple[Goal, ...]:
+    def goals(self, things: dict[str, Thing]) -> tuple[Goal, ...]:
         """The task's conjuncts; none where a word could mean two instances."""
         sim = self._environment.sim_env
         found: list[Goal] = []
