@@ -307,7 +307,9 @@ class _Chain(_Simulation):
             return False
         if open_goals:
             return self._fulfil(things, open_goals[self.rng.integers(len(open_goals))])
-        return self._move(goals[0].things[0]) if goals[0].verb == "put" else self._set_part(goals[0].things[0], False)
+        goal = goals[self.rng.integers(len(goals))]
+        name = str(self.rng.choice(list(goal.things)))
+        return self._move(name) if goal.verb == "put" else self._set_part(name, goal.verb == "close")
 
     def _fulfil(self, things: dict[str, Thing], goal: Goal) -> bool:
         if goal.verb != "put":
@@ -316,7 +318,9 @@ class _Chain(_Simulation):
         if goal.region is None or not self._free_to_move(name):
             return False
         if goal.place is not None:
-            return self._put_in(name, goal.place, goal.region)
+            # A drawer is opened for it, and its region goes along.
+            is_part = self.observer.bodies[goal.place].part is not None
+            return self._put_in(name, goal.place, None if is_part else goal.region)
         half = things[name].half
         center = 0.5 * (goal.region[0] + goal.region[1])
         self._place(name, np.append(center[:2], self.observer.surface + half[2] + 0.003))
