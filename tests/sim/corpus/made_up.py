@@ -26,20 +26,20 @@ def camera():
 def cast(boxes):
     """Labels (1, 2, ... in the order of ``boxes``) and depth of boxes (centre, half sides) on the plane z = 0."""
     intrinsics, pose = camera()
-    labels, depth = np.zeros((SIZE, SIZE), np.uint8), np.full((SIZE, SIZE), 5.0)
-    for row in range(SIZE):
-        for column in range(SIZE):
-            seen = np.linalg.solve(intrinsics, [column + 0.5, row + 0.5, 1.0])
-            ray = pose[:3, :3] @ seen
-            if ray[2] < 0:
-                depth[row, column] = -EYE[2] / ray[2]
-            for label, (center, half) in enumerate(boxes, start=1):
-                with np.errstate(divide="ignore"):
-                    a, b = (center - half - EYE) / ray, (center + half - EYE) / ray
-                near, far = np.minimum(a, b).max(), np.maximum(a, b).min()
-                if 0 < near <= far and near < depth[row, column]:
-                    labels[row, column], depth[row, column] = label, near
-    return labels, depth
+    row, column = np.mgrid[:SIZE, :SIZE]
+    pixels = np.stack([column.ravel() + 0.5, row.ravel() + 0.5, np.ones(SIZE * SIZE)])
+    # Rays with a step of 1 along the optical axis, so that how far they go is the depth.
+    rays = (pose[:3, :3] @ np.linalg.solve(intrinsics, pixels)).T
+    labels, depth = np.zeros(SIZE * SIZE, np.uint8), np.full(SIZE * SIZE, 5.0)
+    down = rays[:, 2] < 0
+    depth[down] = -EYE[2] / rays[down, 2]
+    for label, (center, half) in enumerate(boxes, start=1):
+        with np.errstate(divide="ignore"):
+            a, b = (center - half - EYE) / rays, (center + half - EYE) / rays
+        near, far = np.minimum(a, b).max(1), np.maximum(a, b).min(1)
+        hit = (near > 0) & (near <= far) & (near < depth)
+        labels[hit], depth[hit] = label, near[hit]
+    return labels.reshape(SIZE, SIZE), depth.reshape(SIZE, SIZE)
 
 
 def thing(name, label, center, half=(0.03, 0.03, 0.05), **overrides):
