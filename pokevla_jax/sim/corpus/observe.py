@@ -55,7 +55,7 @@ class Observer:
 
     def __init__(self, environment: LiberoEnvironment, workspace: Float[np.ndarray, "2 2"]):
         self._environment = environment
-        self._workspace = workspace
+        self.workspace = workspace
         self._base = environment.base_from_world()
         model = environment.model
         self._geom_labels = np.zeros(model.ngeom, np.uint8)
@@ -146,7 +146,7 @@ class Observer:
             gripper=self._to_base(environment.data.site_xpos[robot.eef_site_id]),
             opening=float(np.clip(fingers / 0.08, 0.0, 1.0)),
             surface=self.surface,
-            workspace=self._workspace,
+            workspace=self.workspace,
             task_text=self._task_text(goals),
             goals=goals,
             held=self.held(),

@@ -12,7 +12,10 @@ from pokevla_jax.data.corpus import encode_sample
 from pokevla_jax.data.corpus import open_corpus
 from pokevla_jax.sim.corpus import samples
 from pokevla_jax.sim.corpus import states
+from pokevla_jax.sim.corpus.chains import workspace
+from pokevla_jax.sim.corpus.episodes import Episode
 from pokevla_jax.sim.corpus.observe import Observer
+from pokevla_jax.sim.experts.expert import ScriptedExpert
 
 pytestmark = pytest.mark.sim
 
@@ -86,17 +89,18 @@ def test_objects_rest_on_the_floor(seen):
 
 def test_branching_leaves_the_episode_as_it_was(soup_environment):
     """An episode that is looked at, branches included, goes on as if nobody had looked."""
-    observer = Observer(soup_environment, states.workspace(soup_environment))
-    ends = []
+    observer = Observer(soup_environment, workspace(soup_environment))
+    ends, outcomes = [], []
     for branches in (False, True):
-        simulation = states._Episode(soup_environment, observer, np.random.default_rng(0), "x", 1)
-        states.apply_layout(soup_environment, states.sample_layout(soup_environment, "moved", 5, 1))
-        expert = states.ScriptedExpert(soup_environment)
-        for step in range(50):
-            if branches and step % 8 == 7:
-                simulation._branches()
-            simulation.step(expert.act())
+        episode = Episode(soup_environment, observer, np.random.default_rng(0), "x", 1)
+        episode.start()
+        expert = ScriptedExpert(soup_environment)
+        for step in range(60):
+            if branches and step % 6 == 5:
+                outcomes += episode._branches()
+            episode.step(expert.act())
         ends.append(soup_environment.proprio())
+    assert outcomes
     np.testing.assert_allclose(ends[0], ends[1], atol=2e-3)
 
 
