@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from pokevla_jax.sim.corpus import affordance
+from pokevla_jax.sim.corpus import general
+from pokevla_jax.sim.corpus import grounding
 from pokevla_jax.sim.corpus import kinds
+from pokevla_jax.sim.corpus import reasoning
 from pokevla_jax.sim.corpus.facts import Frame
 from pokevla_jax.sim.corpus.facts import Thing
 from pokevla_jax.sim.corpus.facts import View
@@ -93,3 +97,19 @@ def random_frame(seed, count=5):
         if all(np.linalg.norm(place - other) > 0.09 for other in places):
             places.append(place)
     return frame([thing(NAMES[i], i + 1, (*place, 0.05)) for i, place in enumerate(places)])
+
+
+def all_drafts(scene, before=None):
+    """Every question of every pillar."""
+    rng = np.random.default_rng(0)
+    return [
+        *general.questions(scene, rng),
+        *grounding.questions(scene, rng),
+        *affordance.questions(scene, rng),
+        *reasoning.questions(scene, rng, before),
+    ]
+
+
+def turn(a, b):
+    """Degrees from one direction to another."""
+    return abs((a - b + 180) % 360 - 180)
