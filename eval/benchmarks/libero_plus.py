@@ -16,6 +16,7 @@ from eval.benchmarks.selection import parse_suites
 from eval.benchmarks.selection import selected_tasks
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from pokevla_jax.sim.plus import noise
 from pokevla_jax.sim.plus.language import PromptMode
 from pokevla_jax.sim.plus.language import prompt
 from pokevla_jax.sim.plus.metadata import RELEASE
@@ -95,6 +96,12 @@ def specs(options: "Options") -> list[EpisodeSpec]:
         raise EvaluationError(
             f"All {len(chosen)} episodes asked for need LIBERO-Plus's assets; give --plus-assets the folder `assets` "
             "of its unpacked archive, or another --category"
+        )
+    size = options.preset.image_size
+    if size > noise.FOG_MAP and any(noise.is_fog(task.perturbation.noise) for task in runnable):
+        raise EvaluationError(
+            f"LIBERO-Plus's fog covers pictures of up to {noise.FOG_MAP} pixels, and these have {size}; "
+            f"use --image-size {noise.FOG_MAP}, or leave noise out of --category"
         )
     if options.sample is not None:
         runnable = _sample(runnable, options)

@@ -73,6 +73,7 @@ def test_suites_tasks_and_categories_are_chosen(metadata):
         ({"category": "light"}, "All 1 episodes asked for need LIBERO-Plus's assets"),
         ({"suite": "libero_goal"}, "No episode to run"),
         ({"layouts": 2}, "--layouts goes with --benchmark libero_moved"),
+        ({"protocol": "lerobot"}, "fog covers pictures of up to 256 pixels, and these have 360"),
     ):
         with pytest.raises(EvaluationError, match=words):
             chosen(**wrong)

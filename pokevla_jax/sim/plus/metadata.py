@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,20 @@ class PlusTask:
 
 @dataclass(frozen=True)
 class Metadata:
-    """A complete metadata folder."""
+    """A complete metadata folder.
+
+    It travels to another host as ``source``: there it is opened, or unpacked, anew.
+
+    Attributes:
+        root: the folder.
+        source: what was opened: the folder, a clone around it, or an archive of it.
+    """
 
     root: Path
+    source: Path
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Metadata"], tuple[Path]]:
+        return open_metadata, (self.source,)
 
     def bddl_file(self, task: PlusTask) -> Path:
         """The file that describes the task's scene, goal and instruction."""
@@ -151,7 +163,7 @@ def open_metadata(path: str | Path | None = None) -> Metadata:
         root = unpack(root)
     for folder in (root, root / "libero" / "libero"):
         if (folder / CLASSIFICATION).is_file():
-            return Metadata(folder.resolve())
+            return Metadata(folder.resolve(), Path(given).resolve())
     raise AssetError(f"{given} is no LIBERO-Plus metadata: it holds no {CLASSIFICATION.as_posix()}")
 
 

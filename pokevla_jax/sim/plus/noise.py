@@ -59,6 +59,11 @@ def describe(number: int) -> tuple[str, int]:
     return tuple(_KINDS)[kind], severity + 1
 
 
+def is_fog(number: int) -> bool:
+    """Whether noise ``number`` (0 for none) is fog, which has a largest picture."""
+    return number > 0 and describe(number)[0] == "fog"
+
+
 def corrupt(image: Image, number: int, draws: Draws) -> Image:
     """``image`` with noise ``number``.
 

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import pickle
 import re
+import shutil
 import tarfile
 from collections import Counter
 
@@ -230,10 +232,14 @@ def test_an_archive_is_unpacked_once(small, tmp_path, cache, prefix):
     assert metadata.sha256 == open_metadata(small).sha256
     assert [folder.name for folder in cache.iterdir()] == [hashlib.sha256(path.read_bytes()).hexdigest()[:16]]
     assert not list(cache.rglob("secret.txt"))
-    changed = metadata.root / "benchmark" / "task_classification.json"
-    before = changed.stat().st_mtime_ns
+    classification = metadata.root / "benchmark" / "task_classification.json"
+    before = classification.stat().st_mtime_ns
     open_metadata(path)
-    assert changed.stat().st_mtime_ns == before
+    assert classification.stat().st_mtime_ns == before
+    # On another host there is the archive, but not what was unpacked here.
+    travels = pickle.dumps(metadata)
+    shutil.rmtree(cache)
+    assert pickle.loads(travels).tasks("libero_object") == metadata.tasks("libero_object")
 
 
 @pytest.mark.parametrize(
