@@ -1,11 +1,11 @@
 """What an image looks like after TensorFlow has written it as a JPEG and read it again, computed with numpy alone.
 
 TensorFlow decodes with libjpeg-turbo's fast integer transform, Pillow and OpenCV with the accurate one: their pictures
-of the same file differ by up to 9 levels, in two thirds of all numbers. The round trip needs no file, because a JPEG's
-entropy coding loses nothing. What does lose something is done here in libjpeg-turbo's integer arithmetic: colour
-conversion, chroma at half size, the accurate transform forwards, quantisation, the fast transform backwards, chroma's
-"fancy" enlargement, and colours again. Sources, in libjpeg-turbo: ``jccolor.c``, ``jcsample.c``, ``jcprepct.c``,
-``jfdctint.c``, ``jcdctmgr.c``, ``jddctmgr.c``, ``jidctfst.c``, ``jdsample.c``, ``jdcolor.c``.
+of the same file differ in two thirds of all numbers, by up to 19 levels in a rendered frame. The round trip needs no
+file, because a JPEG's entropy coding loses nothing. What does lose something is done here in libjpeg-turbo's integer
+arithmetic: colour conversion, chroma at half size, the accurate transform forwards, quantisation, the fast transform
+backwards, chroma's "fancy" enlargement, and colours again. Sources, in libjpeg-turbo: ``jccolor.c``, ``jcsample.c``,
+``jcprepct.c``, ``jfdctint.c``, ``jcdctmgr.c``, ``jddctmgr.c``, ``jidctfst.c``, ``jdsample.c``, ``jdcolor.c``.
 """
 
 import functools
