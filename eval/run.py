@@ -198,7 +198,7 @@ def run(options: Options, command: str, *, progress: bool = True) -> dict[str, A
     plus = libero_plus.Choices.of(options) if chosen_benchmark(options) == "libero_plus" else None
     assets = open_assets(options.plus_assets) if options.plus_assets else resolve_assets(options.assets)
     preset = options.preset
-    scenes = LiberoScenes(assets, preset, plus=plus)
+    scenes = LiberoScenes(assets=assets, preset=preset, plus=plus)
     # On a cluster: as many as its hosts have cores, whenever they join.
     workers = options.workers if options.address else options.workers or len(os.sched_getaffinity(0))
     parts = _parts(options, controls, specs, scenes, workers)

@@ -116,7 +116,7 @@ def test_controls_are_run_folders_below_the_run_and_are_resumed(tmp_path, ray_se
     monkeypatch.setattr(
         run, "resolve_policy", lambda name, **_: PolicyChoice({"kind": "toy", "label": name}, agents[name])
     )
-    command = ["run", "--policy", "policy", "--run-dir", str(tmp_path), "--workers", "2"]
+    command = ["run", "--policy", "policy", "--benchmark", "libero", "--run-dir", str(tmp_path), "--workers", "2"]
     command += ["--ablate", "images", "--ablate", "language", "--control", "chance=random"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out

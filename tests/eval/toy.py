@@ -101,9 +101,8 @@ class RunScenes(ToyScenes):
     """Takes what ``LiberoScenes`` takes, so that ``eval.run`` can be given this world instead."""
 
     assets: object = None
-    renderer: str = "fast"
-    image_size: int = 128
-    hard_reset: bool = False
+    preset: object = None
+    plus: object = None
 
 
 class SpeedAgent:
