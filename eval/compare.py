@@ -2,19 +2,29 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.breakdown import category_of
+from eval.breakdown import split
+from eval.breakdown import suite_of
+from eval.breakdown import task_of
 from eval.errors import EvaluationError
 from eval.results import FINAL
 from eval.results import Record
 from eval.results import RunFolder
 from eval.statistics import Pairs
+from eval.statistics import clustered_bootstrap
 from eval.statistics import mcnemar_exact
 from eval.statistics import paired_difference
 from eval.statistics import wilson
+
+Pair = tuple[Record, Record]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def decided(folder: RunFolder) -> dict[str, Record]:
     """The successes and failures of a run, by the id of the episode without its control, so that controls pair."""
-    known = folder.records().items()
-    return {record.get("base_id", key): record for key, record in known if record["outcome"] in FINAL}
+    records = folder.records()
+    found = {spec.base_id: records[spec.id] for spec in folder.specs() if spec.id in records}
+    return {key: record for key, record in found.items() if record["outcome"] in FINAL}
 
 
 def check_comparable(a: RunFolder, b: RunFolder) -> None:
@@ -39,12 +50,12 @@ def check_comparable(a: RunFolder, b: RunFolder) -> None:
         raise EvaluationError(f"{a.path} and {b.path} were simulated differently ({change}); run one of them again")
 
 
-def pair(a: Mapping[str, Record], b: Mapping[str, Record]) -> list[tuple[Record, Record]]:
+def pair(a: Mapping[str, Record], b: Mapping[str, Record]) -> list[Pair]:
     """Records of the same episodes, in the order of ``a``."""
     return [(record, b[key]) for key, record in a.items() if key in b]
 
 
-def comparison(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
+def comparison(pairs: Sequence[Pair]) -> dict[str, Any]:
     """The paired table with its rates, the difference's interval and McNemar's exact p-value."""
     table = Pairs.count((x["outcome"] == "success", y["outcome"] == "success") for x, y in pairs)
     successes = {"a": table.both + table.only_a, "b": table.both + table.only_b}
@@ -58,8 +69,27 @@ def comparison(pairs: Sequence[tuple[Record, Record]]) -> dict[str, Any]:
         **{f"interval95_{name}": list(wilson(successes[name], table.n)) for name in "ab"},
         "difference": table.difference,
         "difference_interval95": list(paired_difference(table)),
+        "difference_clustered95": _clustered_difference(pairs),
         "mcnemar_p": mcnemar_exact(table.only_a, table.only_b),
     }
+
+
+def _clustered_difference(pairs: Sequence[Pair]) -> list[float] | None:
+    """The interval of the difference over tasks like these; None where it is not defined."""
+    tasks = split_pairs(pairs, task_of)
+    keys = sorted(tasks)
+    suites = sorted({suite for suite, _ in keys})
+    totals = [sum((x["outcome"] == "success") - (y["outcome"] == "success") for x, y in tasks[key]) for key in keys]
+    counts = [len(tasks[key]) for key in keys]
+    interval = clustered_bootstrap(
+        np.array(totals, float)[:, None], np.array(counts, int)[:, None], np.array([suites.index(s) for s, _ in keys])
+    ).pooled
+    return list(interval) if interval else None
+
+
+def split_pairs(pairs: Sequence[Pair], key: Callable[[Record], Any]) -> dict[Any, list[Pair]]:
+    """Pairs by the value of ``key``, which is the same for both records of a pair; those without one are left out."""
+    return split(pairs, lambda pair: key(pair[0]))
 
 
 def compare(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
@@ -72,7 +102,7 @@ def compare(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
         b = list(b) * len(a)
     if len(a) != len(b):
         raise EvaluationError(f"compare pairs runs one to one: {len(a)} and {len(b)} were given; give equally many")
-    pairs: list[tuple[Record, Record]] = []
+    pairs: list[Pair] = []
     alone = 0
     for path_a, path_b in zip(a, b, strict=True):
         left, right = RunFolder(path_a), RunFolder(path_b)
@@ -83,16 +113,19 @@ def compare(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
         pairs += common
     if not pairs:
         raise EvaluationError("The runs have no episode in common; evaluate both on the same tasks and layouts")
-    tasks = dict.fromkeys((x["suite"], x["task"], x["task_name"]) for x, _ in pairs)
+    names = {task_of(x): x["task_name"] for x, _ in pairs}
     return {
         "a": [str(path) for path in a],
         "b": [str(path) for path in b],
         "unpaired": alone,
         **comparison(pairs),
+        "suites": [{"suite": suite} | comparison(part) for suite, part in split_pairs(pairs, suite_of).items()],
+        "categories": [
+            {"category": category} | comparison(part) for category, part in split_pairs(pairs, category_of).items()
+        ],
         "tasks": [
-            {"suite": suite, "task": task, "name": name}
-            | comparison([(x, y) for x, y in pairs if (x["suite"], x["task"]) == (suite, task)])
-            for suite, task, name in tasks
+            {"suite": suite, "task": task, "name": names[suite, task]} | comparison(part)
+            for (suite, task), part in split_pairs(pairs, task_of).items()
         ],
     }
 
@@ -112,15 +145,22 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, Newcombe's paired score interval), "
         f"McNemar's exact p = {result['mcnemar_p']:.3g}",
     ]
-    if len(result["tasks"]) > 1:
-        width = max(len(task["name"]) for task in result["tasks"])
-        for task in result["tasks"]:
-            low, high = task["difference_interval95"]
-            text.append(
-                f"  {task['name']:<{width}}  A {task['rate_a']:>4.0%}  B {task['rate_b']:>4.0%}  "
-                f"{100 * task['difference']:+.0f} ({100 * low:+.0f} to {100 * high:+.0f}), {task['pairs']} pairs"
-            )
+    if result["difference_clustered95"]:
+        low, high = result["difference_clustered95"]
+        text.append(f"over tasks like these {100 * low:+.1f} to {100 * high:+.1f} (task-clustered bootstrap)")
+    for name, rows in (("suite", "suites"), ("category", "categories"), ("name", "tasks")):
+        if len(result[rows]) > 1:
+            width = max(len(row[name]) for row in result[rows])
+            text += [""] + [f"  {row[name]:<{width}}  {_row(row)}" for row in result[rows]]
     return text
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    low, high = row["difference_interval95"]
+    return (
+        f"A {row['rate_a']:>4.0%}  B {row['rate_b']:>4.0%}  {100 * row['difference']:+.0f} "
+        f"({100 * low:+.0f} to {100 * high:+.0f}), {row['pairs']} pairs"
+    )
 
 
 def main(options: argparse.Namespace) -> int:

@@ -1,43 +1,26 @@
 """Counts and rates of a run: ``summary.json`` and the table on the terminal."""
 
-from collections import Counter
-from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
 from eval.benchmarks.libero_plus import banner
-from eval.results import FINAL
-from eval.results import Record
+from eval.breakdown import breakdown
+from eval.breakdown import split
+from eval.breakdown import tally
+from eval.breakdown import task_of
+from eval.breakdown import timing
 from eval.results import RunFolder
 from eval.results import manifest_digest
-from eval.statistics import wilson
-
-
-def tally(records: Iterable[Record]) -> dict[str, Any]:
-    """Success, failure and error counts with the rate over successes and failures and its Wilson interval.
-
-    An error is no failure: it says nothing about the policy, so it is counted apart and left out of the rate. The rate
-    is None when nothing was decided.
-    """
-    outcomes = Counter(record["outcome"] for record in records)
-    decided = outcomes["success"] + outcomes["failure"]
-    return {
-        "success": outcomes["success"],
-        "failure": outcomes["failure"],
-        "error": outcomes["error"],
-        "episodes": sum(outcomes.values()),
-        "success_rate": outcomes["success"] / decided if decided else None,
-        "interval95": list(wilson(outcomes["success"], decided)),
-    }
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
     """Everything a reader of the run needs in one JSON object."""
     specs, protocol, known = folder.specs(), folder.protocol(), folder.records()
     records = [known[spec.id] for spec in specs if spec.id in known]
-    tasks = dict.fromkeys((spec.suite, spec.task, spec.task_name) for spec in specs)
+    names = {(spec.suite, spec.task): spec.task_name for spec in specs}
+    parts = split(records, task_of)
     return {
-        **tally(records),
+        **breakdown(records),
         "missing": len(specs) - len(records),
         "policy": dict(protocol.policy),
         "protocol": {
@@ -48,42 +31,34 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
         },
         "manifest": manifest_digest(specs),
         "tasks": [
-            {"suite": suite, "task": task, "name": name}
-            | tally(r for r in records if (r["suite"], r["task"]) == (suite, task))
-            for suite, task, name in tasks
+            {"suite": suite, "task": task, "name": name} | tally(parts.get((suite, task), ()))
+            for (suite, task), name in names.items()
         ],
         "timing": timing(records),
         "context": folder.context(),
     }
 
 
-def timing(records: Iterable[Record]) -> dict[str, float]:
-    """Totals over the decided episodes; ``steps_per_second`` leaves resets out, as published speeds do."""
-    decided = [record for record in records if record["outcome"] in FINAL]
-    totals: Counter[str] = Counter()
-    for record in decided:
-        totals.update({"steps": record["steps"], "looks": record["looks"]})
-        totals.update({f"{part}_seconds": seconds for part, seconds in record["seconds"].items()})
-    acting = sum(totals[f"{part}_seconds"] for part in ("physics", "rendering", "policy"))
-    result: dict[str, float] = {key: round(value, 3) for key, value in totals.items()}
-    if acting:
-        result["steps_per_second"] = round(totals["steps"] / acting, 2)
-    return result
-
-
-def percent(summary: Mapping[str, Any]) -> str:
+def percent(cell: Mapping[str, Any]) -> str:
     """``"65 % (13/20, 95 % interval 43-82 %)"``."""
-    if summary["success_rate"] is None:
+    if cell["success_rate"] is None:
         return "no episode decided"
-    low, high = summary["interval95"]
-    decided = summary["success"] + summary["failure"]
-    return f"{summary['success_rate']:.0%} ({summary['success']}/{decided}, 95 % interval {low:.0%} to {high:.0%})"
+    low, high = cell["interval95"]
+    return f"{cell['success_rate']:.0%} ({cell['success']}/{cell['decided']}, 95 % interval {low:.0%} to {high:.0%})"
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """The summary for a terminal; errors, missing episodes and stand-in assets are shouted."""
     label, control = summary["policy"]["label"], summary["context"].get("control", {}).get("name")
-    text = [f"{label if control in (None, label) else f'{control} ({label})'}: {percent(summary)}"]
+    label = label if control in (None, label) else f"{control} ({label})"
+    text = [f"{label}: {percent(summary)}{_clustered(summary)}"]
+    for name, key in (("suite", "suites"), ("category", "categories")):
+        if len(summary[key]) > 1:
+            width = max(len(row[name]) for row in summary[key])
+            text += [f"  {row[name]:<{width}}  {percent(row)}{_clustered(row)}" for row in summary[key]]
+    if summary["macro"]:
+        mean = summary["macro"]
+        text.append(f"  mean over {mean['over']} {mean['rate']:.1%}{_clustered(mean)}")
     if len(summary["tasks"]) > 1:
         width = max(len(task["name"]) for task in summary["tasks"])
         text += [f"  {task['name']:<{width}}  {percent(task)}" for task in summary["tasks"]]
@@ -99,3 +74,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     if summary["protocol"]["assets"] != "real":
         text.append(f"assets: {summary['protocol']['assets']} - not comparable with published numbers")
     return text
+
+
+def _clustered(cell: Mapping[str, Any]) -> str:
+    if cell["clustered95"] is None:
+        return ""
+    low, high = cell["clustered95"]
+    return f"; over tasks {low:.0%} to {high:.0%} (task-clustered bootstrap)"

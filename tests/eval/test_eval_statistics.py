@@ -8,6 +8,7 @@ from scipy import stats
 
 from eval.statistics import Interval
 from eval.statistics import Pairs
+from eval.statistics import clustered_bootstrap
 from eval.statistics import mcnemar_exact
 from eval.statistics import paired_difference
 from eval.statistics import wilson
@@ -99,3 +100,80 @@ def test_pairs_are_counted_and_pooled():
     assert first + second == Pairs(1, 2, 1, 1)
     assert (first + second).difference == pytest.approx(0.2)
     assert paired_difference(Pairs(0, 0, 0, 0)) == Interval(-1.0, 1.0)
+
+
+def draws_of_scipy(totals, counts, strata, macro):
+    """The same bootstrap by scipy: clusters are drawn by index, each stratum for itself."""
+    members = [np.flatnonzero(strata == label) for label in np.unique(strata)]
+
+    def mean(*drawn, axis):
+        sums, episodes = (sum(x[m].sum(axis - 1) for m in drawn) for x in (totals, counts))
+        return (sums / episodes).mean(-1) if macro else sums.sum(-1) / episodes.sum(-1)
+
+    return stats.bootstrap(
+        members, mean, n_resamples=10_000, method="percentile", vectorized=True, rng=np.random.default_rng(1)
+    ).confidence_interval
+
+
+def clusters(seed=0, per_stratum=(8, 10), columns=2):
+    """Tasks of different difficulty and size."""
+    rng = np.random.default_rng(seed)
+    strata = np.repeat(np.arange(len(per_stratum)), per_stratum)
+    counts = rng.integers(1, 40, (len(strata), columns))
+    totals = rng.binomial(counts, rng.beta(1, 1, (len(strata), 1))).astype(float)
+    return totals, counts, strata
+
+
+@pytest.mark.parametrize("macro", [False, True])
+def test_clustered_bootstrap_agrees_with_scipy(macro):
+    totals, counts, strata = clusters()
+    found = clustered_bootstrap(totals, counts, strata)
+    expected = draws_of_scipy(totals, counts, strata, macro)
+    interval = found.macro if macro else found.pooled
+    # Two sets of 10,000 draws; the interval is about 0.25 wide.
+    assert interval == pytest.approx((expected.low, expected.high), abs=0.008)
+    assert interval.high - interval.low > 0.15
+    assert clustered_bootstrap(totals, counts, strata) == found
+    assert clustered_bootstrap(totals, counts, strata, seed=1) != found
+
+
+def test_clustered_bootstrap_draws_every_pair_of_two_tasks():
+    """Two tasks at 0 and 1: the mean is 0, a half or 1 with 1/4, 1/2, 1/4, by hand."""
+    totals, counts, strata = np.array([[0.0], [7.0]]), np.array([[7], [7]]), np.zeros(2, int)
+    assert clustered_bootstrap(totals, counts, strata).pooled == (0, 1)
+    assert clustered_bootstrap(totals, counts, strata, confidence=0.4).pooled == (0.5, 0.5)
+    # In strata of their own nothing is drawn, and a single stratum of one task says nothing either.
+    assert clustered_bootstrap(totals, counts, np.array([0, 1])) == (None, None)
+    assert clustered_bootstrap(totals[:0], counts[:0], strata[:0]) == (None, None)
+
+
+def test_clustered_bootstrap_does_not_claim_certainty():
+    counts = np.array([[50], [20], [30]])
+    assert clustered_bootstrap(counts.astype(float), counts, np.zeros(3, int)) == (None, None)
+    assert clustered_bootstrap(0.1 * counts, counts, np.zeros(3, int)).pooled is None
+
+
+def test_pooled_and_macro_are_not_the_same():
+    """One column of 90 episodes that all fail, one of 10 that all succeed, in every task."""
+    totals, counts = np.array([[0.0, 10.0], [0.0, 9.0]] * 5), np.array([[90, 10]] * 10)
+    found = clustered_bootstrap(totals, counts, np.zeros(10, int))
+    assert 0.09 <= found.pooled.low <= found.pooled.high <= 0.1
+    assert 0.45 <= found.macro.low <= found.macro.high <= 0.5
+
+
+def test_clustered_bootstrap_covers_where_wilson_does_not():
+    """Ten tasks of 50 episodes whose rates differ: the mean over such tasks is one half."""
+    rng = np.random.default_rng(0)
+    held = np.zeros(2)
+    repeats = 300
+    for _ in range(repeats):
+        counts = np.full((10, 1), 50)
+        totals = rng.binomial(50, rng.beta(1, 1, (10, 1))).astype(float)
+        intervals = (
+            clustered_bootstrap(totals, counts, np.zeros(10, int), resamples=1000).pooled,
+            wilson(int(totals.sum()), 500),
+        )
+        held += [low <= 0.5 <= high for low, high in intervals]
+    clustered, naive = held / repeats
+    assert 0.84 < clustered < 0.97
+    assert naive < 0.5
