@@ -6,6 +6,7 @@ are kept in the run's folder; a report written again does not simulate again.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from eval.agents import CheckpointAgent
 from eval.agents import Chunk
+from eval.benchmarks.libero_plus import Choices
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
@@ -22,6 +24,7 @@ from eval.presets import PRESETS
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
 from eval.scenes import Scenes
+from pokevla_jax.sim.plus.metadata import open_metadata
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import UInt8
@@ -78,14 +81,27 @@ def mask_frames(folder: RunFolder, *, count: int = 4) -> list[dict[str, Any]]:
             hard_reset=simulation["hard_reset"],
             images=protocol.policy.get("images", "native"),
         )
-        scenes = LiberoScenes(resolve_assets(context["assets"]), preset)
-        entries = draw_frames(policy, scenes, spread(folder.specs(), count), index.parent)
+        scenes = LiberoScenes(resolve_assets(context["assets"]), preset, _plus_choices(simulation))
+        # Where it failed is where its masks are worth a look.
+        outcomes = {key: record["outcome"] for key, record in folder.records().items()}
+        specs = sorted(folder.specs(), key=lambda spec: outcomes.get(spec.id) != "failure")
+        entries = draw_frames(policy, scenes, spread(specs, count), index.parent)
         index.write_text(json.dumps(entries, indent=1))
     return [entry | {"path": index.parent / entry["file"]} for entry in json.loads(index.read_text())]
 
 
+def _plus_choices(simulation: Mapping[str, Any]) -> Choices | None:
+    """How the run read LIBERO-Plus, from its protocol and the metadata that ``LIBERO_PLUS`` names."""
+    if "libero_plus" not in simulation:
+        return None
+    choices = Choices(open_metadata(), simulation["prompt"], simulation["libero_plus"]["robot"])
+    if choices.protocol(dict(simulation))["libero_plus"] != simulation["libero_plus"]:
+        raise EvaluationError(f"LIBERO_PLUS names other metadata than the run's ({choices.metadata.root})")
+    return choices
+
+
 def spread(specs: list[EpisodeSpec], count: int) -> list[EpisodeSpec]:
-    """``count`` episodes from as many tasks as possible, the first ones of each."""
+    """``count`` episodes from as many tasks as possible, the first ones of each in the order given."""
     by_task: dict[tuple[str, int], list[EpisodeSpec]] = {}
     for spec in specs:
         by_task.setdefault((spec.suite, spec.task), []).append(spec)

@@ -68,18 +68,60 @@ def _facts(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> d
     return facts
 
 
-def training_curves(runs: Sequence[Mapping[str, Any]]) -> str:
-    """One small chart per quantity with a line per run, as an ``<svg>`` element; empty without any metric."""
+def training_curves(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One small chart per quantity that was logged, with a line per run, as ``<svg>`` elements."""
+    charts = []
+    for split, key, title in PANELS:
+        lines = [_series(run, split, key) for run in runs]
+        if any(steps for steps, _ in lines):
+            charts.append(_chart(title, "step", [(x, y, "." if len(x) < 15 else "") for x, y in lines]))
+    return charts
+
+
+def level_curves(section: Mapping[str, Any]) -> list[str]:
+    """One small chart per category of LIBERO-Plus: the rate by level with Wilson's interval, a line per group."""
+    charts = []
+    for category in section["categories"]:
+        lines, bars = [], []
+        for index in range(len(section["groups"])):
+            cells = [(row["level"], row["cells"][index]) for row in category["levels"]]
+            cells = [(level, cell) for level, cell in cells if cell["success_rate"] is not None]
+            rates = [100 * cell["success_rate"] for _, cell in cells]
+            lines.append(([level for level, _ in cells], rates, "o"))
+            bars.append([[100 * end for end in cell["interval95"]] for _, cell in cells])
+        if any(levels for levels, _, _ in lines):
+            charts.append(_chart(category["title"], "level", lines, bars=bars, percent=True, ticks=range(1, 6)))
+    return charts
+
+
+def step_curves(section: Mapping[str, Any]) -> list[str]:
+    """One small chart per suite: the share of episodes that had succeeded within so many steps, a line per group."""
+    charts = []
+    for suite in dict.fromkeys(part["suite"] for group in section["groups"] for part in group["steps"]):
+        lines = []
+        for group in section["groups"]:
+            curve: list[Any] = next((part["curve"] for part in group["steps"] if part["suite"] == suite), [])
+            lines.append(([x for x, _ in curve], [100 * y for _, y in curve], ""))
+        charts.append(_chart(suite, "steps", lines, percent=True, drawstyle="steps-post"))
+    return charts
+
+
+def _chart(
+    title: str,
+    xlabel: str,
+    lines: Sequence[tuple[Sequence[float], Sequence[float], str]],
+    *,
+    bars: Sequence[Sequence[Sequence[float]]] = (),
+    percent: bool = False,
+    ticks: Sequence[int] | None = None,
+    drawstyle: Any = "default",
+) -> str:
+    """A chart of ``(x, y, marker)`` lines, each with its place's colour, and of vertical ``bars`` at their points."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    panels = [(split, key, title) for split, key, title in PANELS if any(_series(r, split, key)[0] for r in runs)]
-    if not panels:
-        return ""
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
     style: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -94,22 +136,24 @@ def training_curves(runs: Sequence[Mapping[str, Any]]) -> str:
         "svg.hashsalt": "pokevla",
     }
     with matplotlib.rc_context(style):
-        figure, grid = pyplot.subplots(rows, columns, figsize=(3.1 * columns, 2.3 * rows), squeeze=False)
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            split, key, title = panel
-            for index, run in enumerate(runs):
-                steps, values = _series(run, split, key)
-                marker = "." if len(steps) < 15 else ""
-                axes.plot(steps, values, marker, linestyle="-", color=COLORS[index % len(COLORS)], linewidth=1.4)
-            axes.set_title(title, fontsize=9, loc="left")
-            axes.grid(color=GRID, linewidth=0.5)
-            axes.margins(x=0.02)
-            axes.set_ylim(bottom=0)
-        for axes in grid.flat[len(panels) :]:
-            axes.remove()
-        for axes in grid[-1]:
-            if axes.figure is not None:
-                axes.set_xlabel("step")
+        figure, axes = pyplot.subplots(figsize=(3.1, 2.3))
+        for index, (x, y, marker) in enumerate(lines):
+            color = COLORS[index % len(COLORS)]
+            # Whiskers of several lines stand beside each other.
+            x = [value + 0.08 * (index - (len(lines) - 1) / 2) for value in x] if bars else x
+            axes.plot(x, y, marker=marker, markersize=3.5, color=color, linewidth=1.4, drawstyle=drawstyle)
+            for place, (low, high) in zip(x, bars[index] if bars else (), strict=False):
+                axes.plot([place, place], [low, high], color=color, linewidth=1, alpha=0.6)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set_xlabel(xlabel)
+        axes.grid(color=GRID, linewidth=0.5)
+        axes.margins(x=0.02)
+        axes.set_ylim(0, 102 if percent else None)
+        if percent:
+            axes.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+        if ticks is not None:
+            axes.set_xticks(list(ticks))
+            axes.set_xlim(ticks[0] - 0.4, ticks[-1] + 0.4)
         figure.tight_layout()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

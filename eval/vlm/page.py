@@ -12,7 +12,7 @@ from eval.overlays import PREDICTED_COLOR
 from eval.overlays import TRUE_COLOR
 from eval.overlays import tint
 from eval.report import TEMPLATES
-from eval.report import data_uri
+from eval.report_media import data_uri
 from eval.vlm import scores as scoring
 from eval.vlm.questions import Box
 from eval.vlm.questions import Question

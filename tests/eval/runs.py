@@ -14,6 +14,7 @@ SIMULATION = {
     "published": False,
     "image_size": 128,
     "settle_steps": 10,
+    "prompt": "clean",
     "versions": {"mujoco": "3.3.2", "robosuite": "1.4.0"},
 }
 NAMES = ("pick_up_the_alphabet_soup", "pick_up_the_milk")
@@ -74,5 +75,40 @@ def make_run(path, outcomes, *, tasks=1, layout_seed=90000, control=None, **prot
         if letter != ".":
             folder.append(record(spec, words[letter]))
     folder.write_summary(summarize(folder))
+    folder.close()
+    return folder
+
+
+CATEGORIES = ("camera", "robot", "language", "light", "background", "noise", "layout")
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+
+
+def plus_specs(count, *, suites=SUITES[:2], tasks=2, categories=CATEGORIES):
+    """``count`` LIBERO-Plus episodes per base task and category, their levels going round from 1 to 5."""
+    return [
+        EpisodeSpec(
+            benchmark="libero_plus",
+            suite=suite,
+            task=task,
+            task_name=f"task_{task}",
+            prompt=f"task {task}",
+            max_steps=200,
+            perturbation=f"{category}_{number}",
+            category=category,
+            level=1 + number % 5,
+        )
+        for suite in suites
+        for task in range(tasks)
+        for category in categories
+        for number in range(count)
+    ]
+
+
+def write_run(path, episodes, outcomes, *, steps=None, context=None, **protocol_facts):
+    """A finished run of ``episodes`` with the words of ``outcomes``, and the ``steps`` that they took."""
+    folder = RunFolder(path)
+    folder.open(episodes, protocol(**protocol_facts), {"command": "python -m eval run --policy x"} | (context or {}))
+    for spec, outcome, taken in zip(episodes, outcomes, steps or [100] * len(episodes), strict=True):
+        folder.append(record(spec, outcome, steps=taken))
     folder.close()
     return folder
