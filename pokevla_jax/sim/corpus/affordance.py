@@ -23,6 +23,8 @@ RIM_DEPTH, RIM_INNER, HANDLE_OUTER = 0.012, 0.75, 1.12
 SMALL = 0.0006
 # The part of a receiver's width around its centre where things are put.
 MIDDLE = 0.6
+# Regions on things are a few millimetres thin, and a receiver's floor lies a little under its region; metres.
+REGION_MARGIN = 0.02
 
 
 def questions(frame: Frame, rng: np.random.Generator) -> Iterator[Draft]:
@@ -117,12 +119,14 @@ def _goal_place(frame: Frame, goal: Goal) -> Iterator[Draft]:
 
 
 def region_mask(frame: Frame, goal: Goal) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the goal's place (its receiver, or the bare table) that lie in the goal's region as seen from above."""
+    """Pixels of the goal's place (its receiver, or the bare table) in the goal's region, or close above or below it."""
     assert goal.region is not None
     view = frame.views["agentview"]
     low, high = goal.region
     places = view.points
-    within = ((places[..., :2] >= low[:2]) & (places[..., :2] <= high[:2])).all(-1)
+    margin = np.array([0.0, 0.0, REGION_MARGIN])
+    # The roof over a microwave's inside is not its inside.
+    within = ((places >= low - margin) & (places <= high + margin)).all(-1)
     if goal.place is None:
         return within & (view.labels == 0) & (np.abs(places[..., 2] - frame.surface) < 0.01)
     return within & view.mask(frame.things[goal.place].labels)

@@ -23,8 +23,8 @@ from pokevla_jax.typing import Float
 _TABLE_REGIONS = {"main_table_stove_front_region": "in front of the stove"}
 _SITE_PLACES = {"top_side": ("on top of", None), "back_contain_region": ("in", "back compartment of the caddy")}
 _ROBOT = 1
-# A rim is what lies this close below the highest point, metres.
-_RIM_SLICE = 0.006
+# A rim is this uppermost part of a dish's height.
+_RIM_SLICE = 0.12
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,10 @@ class Observer:
         if not places:
             return None
         points = self._to_base(np.concatenate(places))
-        top = points[points[:, 2] > points[:, 2].max() - _RIM_SLICE, :2]
+        top = points[points[:, 2] > points[:, 2].max() - _RIM_SLICE * np.ptp(points[:, 2]), :2]
         half = 0.5 * np.ptp(top, axis=0)
-        # A circle as wide as it is long; of a tilted dish only one side is that high.
-        if half.min() < 0.85 * half.max() or half.max() < 0.02:
+        # A circle, as wide as it is long and nearly as wide as the body below; of a tilted dish one side is that high.
+        if half.min() < 0.85 * half.max() or half.max() < 0.8 * 0.5 * np.ptp(points[:, :2], axis=0).min():
             return None
         x, y = 0.5 * (top.min(0) + top.max(0))
         return float(x), float(y), float(half.max())

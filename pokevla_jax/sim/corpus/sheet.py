@@ -15,7 +15,7 @@ from pokevla_jax.data.corpus import Corpus
 from pokevla_jax.data.corpus import CorpusSample
 from pokevla_jax.data.ingest.grounding import valid_points
 
-SIZE, TEXT, LINE = 256, 118, 44
+SIZE, TEXT, LINE = 256, 96, 46
 """Pixels: side of a picture, height of the text below it; and characters of a line."""
 _GREEN, _RED = (40, 220, 60), (255, 40, 40)
 
@@ -68,7 +68,7 @@ def draw(sample: CorpusSample) -> Image.Image:
     title = f"{labels['type']} {'' if sample.split == 'train' else '/'.join(labels['held_out'])}"
     question = sample.turns[0].replace(", in fractions of the image", "")
     lines = [title, *textwrap.wrap(question, LINE), *textwrap.wrap(f"-> {sample.turns[1]}", LINE)]
-    ImageDraw.Draw(tile).multiline_text((2, SIZE + 2), "\n".join(lines[:8]), fill="black", spacing=1)
+    ImageDraw.Draw(tile).multiline_text((2, SIZE + 2), "\n".join(lines[:7]), fill="black", spacing=1)
     return tile
 
 
