@@ -63,6 +63,7 @@ class Observer:
         self._geom_labels[np.isin(model.geom_bodyid, robot)] = _ROBOT
         self._next = _ROBOT + 1
         self.bodies: dict[str, _Body] = {}
+        self._geom_ids: dict[tuple[str, int], np.ndarray] = {}
         for name, root in environment.sim_env.obj_body_id.items():
             self._add(name, root)
         # A part stands after its fixture, so that it owns its bodies.
@@ -209,8 +210,13 @@ class Observer:
         return bool(bottom > (top - 0.03 if self.bodies[name].kind == "fixture" else place[2] - extent[2]))
 
     def _geoms(self, body: _Body, group: int) -> np.ndarray:
-        model = self._environment.model
-        return np.flatnonzero(np.isin(model.geom_bodyid, list(body.bodies)) & (model.geom_group == group))
+        """Ids of a thing's geoms: group 0 collides, group 1 is drawn."""
+        key = (body.name, group)
+        if key not in self._geom_ids:
+            model = self._environment.model
+            mine = np.isin(model.geom_bodyid, list(body.bodies)) & (model.geom_group == group)
+            self._geom_ids[key] = np.flatnonzero(mine)
+        return self._geom_ids[key]
 
     def box(self, name: str) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Centre and half sides of the box around what can collide of a thing, along the base frame's axes."""
