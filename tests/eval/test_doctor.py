@@ -228,7 +228,7 @@ def test_the_perturbed_arm_drifts_unless_the_controller_forgets(bench, monkeypat
     environment = bench.environment("libero_object", 0)
     original = environment.reset
     # A controller that is made anew after the stored state was set remembers nothing of the posture it was built in.
-    monkeypatch.setattr(environment, "reset", lambda state, *, posture, **options: original(state, **options))
+    monkeypatch.setattr(environment, "reset", lambda state, *, posture=None, **options: original(state, **options))
     finding = checks.robot(bench)
     assert (finding.status, "robosuite" in finding.advice) == ("fail", True)
 
