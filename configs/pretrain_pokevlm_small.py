@@ -22,20 +22,20 @@ def get_config():
     config = common.experiment(presets.tiny(vocab_size=VOCABULARY))
     config.stage = "vlm"
     config.data.prompt_template = "{instruction}"
-    # Four pictures of 64 patches with short questions and answers.
-    config.data.pack_length = 384
-    config.data.pack_images = 4
+    # Mostly five pictures of 64 patches with short questions and answers: 2 % of the positions stay empty.
+    config.data.pack_length = 448
+    config.data.pack_images = 5
 
     config.batch_size = 16
-    config.num_steps = 10_000
+    config.num_steps = 4000
     config.log_every = 100
-    config.eval_every = 1000
+    config.eval_every = 500
     config.eval_batches = 16
-    config.checkpoint.every_steps = 1000
+    config.checkpoint.every_steps = 500
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.b2 = 0.95
-    config.optimizer.warmup_steps = 300
+    config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.01
     config.optimizer.ema_decay = 0.999
     return config

@@ -158,7 +158,8 @@ class Group:
     Attributes:
         metric: what is averaged.
         pillar, kind: of all of them; "all" where they are of several.
-        new: what of all of them is new ("task", "phrasing", ...); "any" where that does not matter.
+        new: what of each of them is new and no more ("task", "layout and phrasing", ...); "any" where that does not
+            matter.
         members: their indices.
     """
 
@@ -177,7 +178,8 @@ def groups(questions: Sequence[Question]) -> list[Group]:
     found: dict[tuple[str, str, str, Metric], list[int]] = {}
     for index, question in enumerate(questions):
         kinds = [(ALL, ALL, ANY), (question.pillar, ALL, ANY), (question.pillar, question.kind, ANY)]
-        kinds += [(ALL, ALL, new) for new in question.new]
+        if question.new:
+            kinds.append((ALL, ALL, " and ".join(question.new)))
         for metric in METRICS_OF[question.form]:
             for key in kinds:
                 found.setdefault((*key, metric), []).append(index)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pokevla_jax.data.codec import DataError
+from pokevla_jax.data.tokenize import CompactTokenizer
 from pokevla_jax.data.tokenize import QwenTokenizer
 from pokevla_jax.data.tokenize import from_json
 from pokevla_jax.data.tokenize import load_tokenizer
@@ -107,6 +108,23 @@ def test_qwen_json_names_its_vocabulary(qwen):
     assert from_json(values).encode("push") == qwen.encode("push")
     with pytest.raises(DataError, match="another vocabulary"):
         from_json({**values, "fingerprint": "0"})
+
+
+def test_an_answer_ends_with_the_first_end_mark(qwen):
+    """Where generation stops, for the last answer and for those before it; a question continues to the answer."""
+    compact = CompactTokenizer.from_conversations(["what is it?", "a cup.", "where?", "left"], TEMPLATE)
+    turns = ("what is it?", "a cup.", "where?", "left")
+    for tokenizer in (compact, qwen):
+        whole, is_answer = tokenizer.encode_conversation(turns)
+        for last, answer in ((1, turns[1]), (3, turns[3])):
+            asked = tokenizer.encode_conversation(turns[:last])[0]
+            assert whole[: len(asked)] == asked
+            assert is_answer[len(asked)] and not is_answer[len(asked) - 1]
+            rest = whole[len(asked) :]
+            end = next(i for i, token in enumerate(rest) if token in tokenizer.end_ids)
+            assert tokenizer.decode(rest[: end + 1]) == tokenizer.decode(rest[:end]) == answer
+    assert qwen.end_ids == (151_645, 151_643)
+    assert CompactTokenizer.from_corpus(["push"], TEMPLATE).end_ids == ()
 
 
 def test_an_instruction_cannot_end_the_users_turn(qwen):

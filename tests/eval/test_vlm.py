@@ -273,14 +273,17 @@ def test_wrong_commands_are_answered_in_a_sentence(trained, capsys):
 def test_a_trained_network_beats_its_controls(tmp_path):
     """Outside the intervals: sight and training are what the measures measure."""
     corpus = squares.write(tmp_path / "corpus", num_pictures=1600)
-    longer = {"num_steps": 1200, "log_every": 200, "eval_every": 400, "batch_size": 16, "optimizer__warmup_steps": 50}
-    longer |= {"model__vision__image_size": 64, "optimizer__ema_decay": 0.99}
-    pretrain(tmp_path / "run", corpus, **longer)
-    pretrain(tmp_path / "blind", corpus, **(longer | {"num_steps": 300}), data__zero_images="true")
-    assert run(tmp_path, "--control", f"blind={tmp_path / 'blind'}", "--zero-images", "--untrained") == 0
+    small = {"model__vision__image_size": 64, "data__pack_length": 144, "model__language__vocab_size": 1200}
+    small |= {"optimizer__warmup_steps": 50, "optimizer__ema_decay": 0.98, "log_every": 100, "eval_every": 200}
+    deep = {"model__vision__dinov2__depth": 2, "model__vision__siglip__depth": 2, "model__language__num_layers": 2}
+    pretrain(tmp_path / "run", corpus, num_steps=800, **small, **deep)
+    pretrain(tmp_path / "blind", corpus, num_steps=200, **small, **deep, data__zero_images="true")
+    options = ("--control", f"blind={tmp_path / 'blind'}", "--zero-images", "--untrained", "--max-new-tokens", 24)
+    assert run(tmp_path, *options) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     for entry in summary["results"]:
         own = entry["systems"].pop("checkpoint")
+        assert len(entry["systems"]) == 4
         for name, control in entry["systems"].items():
             assert own["interval95"][0] > control["interval95"][1], (entry["metric"], name, own, control)
             assert control["difference_interval95"][0] > 0

@@ -27,7 +27,9 @@ from pokevla_jax.training import step as step_lib
 from pokevla_jax.training.metrics import read_metrics
 from pokevla_jax.training.optimizer import make_optimizer
 from tests.data import corpora
+from tests.data import synthetic
 from tests.models.conftest import micro_config
+from tests.training.test_stage2 import CONFIG as QUICKSTART
 from tests.training.test_stage2 import MICRO
 
 # Rows of 40 tokens and two images of 4 patches: two conversations of up to 16 words.
@@ -152,9 +154,11 @@ def test_with_adapters_only_they_and_what_is_not_frozen_move():
     assert history[2]["loss"] < history[0]["loss"]
 
 
-def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    corpus = corpora.write(tmp_path / "corpus")
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Folder of a run of a few steps through the command."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    corpus = corpora.write(folder / "corpus")
     changes = MICRO | {
         "stage": "vlm",
         "data.path": corpus,
@@ -167,30 +171,36 @@ def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(tmp_path
         "eval_every": 4,
     }
     overrides = [f"--config.{key}={value}" for key, value in changes.items()]
-    workdir = tmp_path / "run"
-    assert cli.main(["--config=configs/libero_object_quickstart.py", f"--workdir={workdir}", *overrides]) == 0
-    lines = read_metrics(workdir)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+        arguments = [f"--config={QUICKSTART}", f"--workdir={folder / 'run'}", *overrides]
+        assert cli.main(arguments) == 0
+    return folder / "run"
+
+
+def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(pretrained):
+    lines = read_metrics(pretrained)
     losses = [line["loss/tokens"] for line in lines if line["split"] == "train"]
     assert losses[0] == pytest.approx(np.log(1200), rel=0.2)
     (holdout,) = (line for line in lines if line["split"] == "holdout")
     assert holdout["token_loss"] < losses[0]
-    config, params, assets = checkpoints.load_policy_checkpoint(workdir, "best")
+    config, params, assets = checkpoints.load_policy_checkpoint(pretrained, "best")
     assert params.keys() == {"vision", "language"}
     assert assets.tokenizer_json["kind"] == "compact"
     policy = dataclasses.replace(config, stage="vla")
-    started, report = init_from.load(workdir, policy, stages.make_objective(policy))
+    started, report = init_from.load(pretrained, policy, stages.make_objective(policy))
     np.testing.assert_array_equal(started["language"]["norm"]["scale"], params["language"]["norm"]["scale"])
     assert "fresh: action_head" in report
-    check_words_are_taken_over(workdir, policy, params, assets)
 
 
-def check_words_are_taken_over(workdir, policy, params, assets):
-    """A policy with a smaller vocabulary of its own starts with the embedding of every word that both know."""
-    language = dataclasses.replace(policy.model.language, vocab_size=20)
-    policy = dataclasses.replace(policy, model=dataclasses.replace(policy.model, language=language))
+def test_a_policy_starts_with_the_words_that_both_know(pretrained):
+    """Whatever their ids, and however large the vocabularies."""
+    config, params, assets = checkpoints.load_policy_checkpoint(pretrained)
+    language = dataclasses.replace(config.model.language, vocab_size=20)
+    policy = dataclasses.replace(config, stage="vla", model=dataclasses.replace(config.model, language=language))
     known = tokenize.from_json(assets.tokenizer_json)
     own = tokenize.CompactTokenizer.from_corpus(["question the thing here"], "{instruction}")
-    started, report = init_from.load(workdir, policy, stages.make_objective(policy), own.to_json())
+    started, report = init_from.load(pretrained, policy, stages.make_objective(policy), own.to_json())
     table, source = started["language"]["embed_tokens"], params["language"]["embed_tokens"]
     assert table.shape[0] == 20
     fresh = stages.make_objective(policy).initialize(jax.random.key(policy.seed))["language"]["embed_tokens"]
@@ -202,9 +212,24 @@ def check_words_are_taken_over(workdir, policy, params, assets):
     assert f"embeddings by word: {len(words)} of {own.vocab_size}, the others fresh" in report
     released = {"kind": "qwen", "path": "somewhere", "fingerprint": "", "prompt_template": "{instruction}"}
     with pytest.raises(checkpoints.CheckpointError, match="of kind 'compact', this run one of kind 'qwen'"):
-        init_from.load(workdir, policy, stages.make_objective(policy), released)
+        init_from.load(pretrained, policy, stages.make_objective(policy), released)
     with pytest.raises(checkpoints.CheckpointError, match="language/embed_tokens is 1200x128 there and 20x128 here"):
-        init_from.load(workdir, policy, stages.make_objective(policy))
+        init_from.load(pretrained, policy, stages.make_objective(policy))
+
+
+@pytest.mark.slow
+def test_a_policy_trains_on_from_it(pretrained, tmp_path, capsys):
+    dataset = synthetic.write(tmp_path / "balls", num_episodes=4)
+    changes = MICRO | {"data.path": dataset, "batch_size": 8, "num_steps": 2, "eval_every": 2, "log_every": 1}
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    arguments = [f"--config={QUICKSTART}", f"--workdir={tmp_path / 'run'}", *overrides]
+    assert cli.main([*arguments, f"--init-from={pretrained}"]) == 0
+    said = capsys.readouterr().out
+    assert "embeddings by word: " in said and "fresh: action_head" in said
+    # Its vocabulary is its own: a policy that is loaded reads its instructions with it.
+    _, params, assets = checkpoints.load_policy_checkpoint(tmp_path / "run")
+    assert tokenize.from_json(assets.tokenizer_json).end_ids == ()
+    assert params["language"]["embed_tokens"].shape[0] == 256
 
 
 def test_rows_too_short_for_their_images_are_refused():
