@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from pokevla_jax.typing import Float
 
@@ -111,11 +112,11 @@ def check_chunk(chunk: Any) -> Chunk:
     """``chunk`` as float32 ``[t, 7]``.
 
     Raises:
-        ValueError: for another shape or a number that is not finite, which would otherwise end up in the physics.
+        EvaluationError: for another shape or a number that is not finite, which would otherwise end up in the physics.
     """
     array = np.asarray(chunk, np.float32)
     if array.ndim != 2 or array.shape[1] != ACTION_DIM or not len(array):
-        raise ValueError(f"the policy returned actions of shape {array.shape}, expected (steps, {ACTION_DIM})")
+        raise EvaluationError(f"the policy returned actions of shape {array.shape}, expected (steps, {ACTION_DIM})")
     if not np.isfinite(array).all():
-        raise ValueError("the policy returned actions that are not finite")
+        raise EvaluationError("the policy returned actions that are not finite")
     return array

@@ -21,7 +21,10 @@ import numpy as np
 
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
+from pokevla_jax.sim.experts.goals import is_solvable
+from pokevla_jax.sim.tasks import MAX_STEPS
 from pokevla_jax.sim.tasks import list_tasks
+from pokevla_jax.sim.tasks import load_task
 
 FOLDER = "controls"
 IMAGES, LANGUAGE, INSTRUCTION = "ablate-images", "ablate-language", "ablate-instruction"
@@ -118,6 +121,13 @@ def check_control(control: Control, facts: Mapping[str, Any], policy: Mapping[st
 def control_specs(control: Control, specs: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:
     """The episodes of a control, in the order of the policy's: the same ones, or ablated ones with the same base id."""
     return [ablate(spec, control.name) for spec in specs] if control.kind == "ablated" else list(specs)
+
+
+def playable(control: Control, specs: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:
+    """The episodes that the control can play: for the expert, and for replays of it, those of tasks that have one."""
+    if control.policy not in ("expert", "replay"):
+        return list(specs)
+    return [spec for spec in specs if spec.suite not in MAX_STEPS or is_solvable(load_task(spec.suite, spec.task))]
 
 
 def ablate(spec: EpisodeSpec, name: str) -> EpisodeSpec:

@@ -11,6 +11,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any
 
+from eval.control_data import read_controls
+from eval.controls import FOLDER
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.results import FINAL
@@ -170,10 +172,18 @@ def lines(result: Merged) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Runs the command: status 0 when every episode is decided and none in two ways, else 1."""
-    folders = [RunFolder(path) for path in options.run_dirs]
-    result = merge(folders)
+    """Runs the command, controls included: status 0 when every episode is decided and none in two ways, else 1."""
+    runs = [RunFolder(path) for path in options.run_dirs]
+    controls = [control for path in options.run_dirs for control in read_controls(path)]
+    parts = {"": runs} | {c.name: [other.folder for other in controls if other.name == c.name] for c in controls}
+    results = {name: merge(folders) for name, folders in parts.items()}
     command = shlex.join(["python", "-m", "eval", "merge", *map(str, options.run_dirs), "--out", str(options.out)])
-    write(result, folders, options.out, command)
-    print(json.dumps(findings(result), indent=1) if options.json else "\n".join(lines(result)))
-    return 0 if result.complete else 1
+    for name, result in results.items():
+        write(result, parts[name], options.out / FOLDER / name if name else options.out, command)
+    if options.json:
+        found = {name: findings(result) for name, result in results.items()}
+        own = found.pop("")
+        print(json.dumps(own | ({"controls": found} if found else {}), indent=1))
+    else:
+        print("\n".join(f"{name}: {line}" if name else line for name in results for line in lines(results[name])))
+    return 0 if all(result.complete for result in results.values()) else 1

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from eval.controls import check_control
 from eval.controls import control_facts
 from eval.controls import control_specs
 from eval.controls import parse_controls
+from eval.controls import playable
 from eval.driver import Driver
 from eval.driver import Limits
 from eval.driver import Setup
@@ -47,6 +49,8 @@ from pokevla_jax.sim.plus.robot_pose import RobotMode
 
 EXACT_BATCH = 8
 LARGEST_BATCH = 16
+# So many errors without an episode that ended otherwise are a defect, not bad luck.
+HOPELESS = 8
 """Observations of one batch: enough to feed an accelerator, few sizes to compile."""
 
 
@@ -239,23 +243,29 @@ def _parts(
     """The policy's part, then one per control, all resolved and checked."""
     step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
 
-    def resolve(name: str, *, checkpoint: bool = True) -> tuple[PolicyChoice, str]:
+    def resolve(name: str, specs: Sequence[EpisodeSpec], *, checkpoint: bool = True) -> tuple[PolicyChoice, str]:
         choice = {"step": step, "execute": options.execute} if checkpoint else {}
         most = min(workers or LARGEST_BATCH, LARGEST_BATCH, len(specs))
         policy = resolve_policy(name, specs=specs, scenes=scenes, workers=most, exact=options.exact, **choice)
         policy = connect(policy, options.preset)
         return policy, str(Path(name.removeprefix("torch:")).resolve()) if policy.load else name
 
-    policy, where = resolve(options.policy)
+    policy, where = resolve(options.policy, specs)
     parts = [Part(RunFolder(options.run_dir), specs, policy, where)]
     for control in controls:
-        acts, its = (
-            (policy, where) if control.policy is None else resolve(control.policy, checkpoint=control.kind == "trained")
-        )
+        own = playable(control, specs)
+        if own and len(own) < len(specs):
+            left = sorted({(spec.suite, spec.task) for spec in specs} - {(spec.suite, spec.task) for spec in own})
+            tasks = ", ".join(f"{suite} task {task}" for suite, task in left)
+            print(f"control {control.name}: no scripted expert for {tasks}; left out", file=sys.stderr)
+        acts, its = policy, where
+        if control.policy is not None:
+            # Without anything to play it is refused there, in a sentence that says what could be played.
+            acts, its = resolve(control.policy, own or specs, checkpoint=control.kind == "trained")
         check_control(control, acts.facts, policy.facts, looks=policy.agent is None or policy.agent.needs_images)
         acts = dataclasses.replace(acts, facts=control_facts(control, acts.facts))
         folder = RunFolder(control.folder(options.run_dir))
-        parts.append(Part(folder, control_specs(control, specs), acts, its, control))
+        parts.append(Part(folder, control_specs(control, own), acts, its, control))
     return parts
 
 
@@ -275,14 +285,21 @@ def _run_part(
             driver = Driver(
                 ray=ray, setup=setup, workers=workers, limits=options.limits(), save_video=part.folder.write_video
             )
-            _run_missing(missing, part.folder, driver, progress, title=part.control.name if part.control else None)
+            title = part.control.name if part.control else None
+            _run_missing(missing, part.folder, driver, progress, title=title, one_machine=options.address is None)
     result = summaries.summarize(part.folder)
     part.folder.write_summary(result)
     return result
 
 
 def _run_missing(
-    missing: Sequence[EpisodeSpec], folder: RunFolder, driver: Driver, progress: bool, *, title: str | None
+    missing: Sequence[EpisodeSpec],
+    folder: RunFolder,
+    driver: Driver,
+    progress: bool,
+    *,
+    title: str | None,
+    one_machine: bool,
 ) -> None:
     from tqdm import tqdm
 
@@ -295,5 +312,18 @@ def _run_missing(
             counts = summaries.tally(done)
             bar.set_postfix({name: counts[name] for name in ("success", "failure", "error")})
             bar.update()
+            # On several machines it can be one of them that fails, sooner than the others succeed.
+            if one_machine and len(done) == HOPELESS:
+                _check_hope(summaries.reasons(done))
 
         driver.run(missing, on_record)
+
+
+def _check_hope(reasons: Counter[str]) -> None:
+    """Raises ``EvaluationError`` when all of the first episodes ended in an error, and in the same."""
+    for reason, count in reasons.items():
+        if count == HOPELESS:
+            raise EvaluationError(
+                f"The first {HOPELESS} episodes all ended in the same error ({reason}); mend that and run the same "
+                "command again"
+            )

@@ -1,5 +1,7 @@
 """Counts and rates of a run: ``summary.json`` and the table on the terminal."""
 
+from collections import Counter
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +11,12 @@ from eval.breakdown import split
 from eval.breakdown import tally
 from eval.breakdown import task_of
 from eval.breakdown import timing
+from eval.results import Record
 from eval.results import RunFolder
 from eval.results import manifest_digest
+
+# Of the reasons of errors, so many are listed.
+MAX_REASONS = 3
 
 
 def summarize(folder: RunFolder) -> dict[str, Any]:
@@ -35,8 +41,14 @@ def summarize(folder: RunFolder) -> dict[str, Any]:
             for (suite, task), name in names.items()
         ],
         "timing": timing(records),
+        "reasons": dict(reasons(records).most_common(MAX_REASONS)),
         "context": folder.context(),
     }
+
+
+def reasons(records: Iterable[Record]) -> Counter[str]:
+    """How many episodes ended in an error for each reason."""
+    return Counter(record["reason"] for record in records if record["outcome"] == "error")
 
 
 def percent(cell: Mapping[str, Any]) -> str:
@@ -63,7 +75,10 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         width = max(len(task["name"]) for task in summary["tasks"])
         text += [f"  {task['name']:<{width}}  {percent(task)}" for task in summary["tasks"]]
     if summary["error"]:
-        text.append(f"ERRORS: {summary['error']} episodes ended in an error, outside the rate; run again to retry them")
+        why = "; ".join(summary["reasons"])
+        text.append(
+            f"ERRORS: {summary['error']} episodes ended in an error, outside the rate ({why}); run again to retry them"
+        )
     if summary["missing"]:
         text.append(f"INCOMPLETE: {summary['missing']} episodes have no result; run the same command again")
     if coverage := summary["context"].get("coverage"):

@@ -130,7 +130,7 @@ class Simulator:
         except Exception as error:
             # Nobody knows what state the simulator is in now; the next episode gets a new one.
             self.close()
-            record = error_record(spec, traceback.format_exc(), f"{type(error).__name__}: {error}") | {
+            record = error_record(spec, traceback.format_exc(), _reason(error)) | {
                 "seconds": {"total": round(time.perf_counter() - start, 3)}
             }
         return record | {"host": platform.node(), "process": os.getpid(), "memory": memory_bytes()}
@@ -221,6 +221,13 @@ def memory_bytes() -> int:
     except OSError:  # not Linux: the most it ever had, in kilobytes or bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong; of an error that came from another process by Ray, what went wrong there."""
+    cause = getattr(error, "cause", None)
+    cause = cause if isinstance(cause, Exception) else error
+    return str(cause) if isinstance(cause, EvaluationError) else f"{type(cause).__name__}: {cause}"
 
 
 def error_record(spec: EpisodeSpec, text: str, reason: str) -> Record:

@@ -1,7 +1,7 @@
 """``--benchmark libero_moved``: layouts that are sampled, so that a memorised motion does not solve them.
 
-They exist where the scripted expert can play, since a layout that no one has solved measures nothing: for all ten
-tasks of libero_object. ``moved`` moves everything in a task's own scene; ``shared`` stands several of the ten objects
+They exist for all ten tasks of libero_object, and the scripted expert solves them: a layout that no one can solve
+measures nothing. ``moved`` moves everything in a task's own scene; ``shared`` stands several of the ten objects
 together, so that only the instruction tells which is meant.
 """
 
@@ -27,8 +27,8 @@ def specs(options: "Options") -> list[EpisodeSpec]:
     tasks = selected_tasks(options, suites)
     if lacking := dict.fromkeys(task.suite for task in tasks if task.suite not in suites):
         raise EvaluationError(
-            f"{', '.join(lacking)} has no {options.layout_kind} layouts: they exist where an expert can play, in "
-            f"{', '.join(suites)}; use --benchmark libero there"
+            f"{', '.join(lacking)} has no {options.layout_kind} layouts, {', '.join(suites)} has; use --benchmark "
+            "libero there"
         )
     episodes = []
     for task in tasks:

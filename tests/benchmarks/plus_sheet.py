@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--plus-assets", help="LIBERO-Plus's assets, for the columns that need them")
     parser.add_argument("--assets", help="LIBERO's assets (default: LIBERO_ASSETS)")
     parser.add_argument("--robot", choices=("official", "strict"), default="official")
-    parser.add_argument("--task", type=int, default=0, help="index of the base task in each suite")
+    # Tasks have other ranges of camera movement each; the sixth's are wide.
+    parser.add_argument("--task", type=int, default=5, help="index of the base task in each suite")
     parser.add_argument("--out", type=Path, default=Path("plus.png"))
     arguments = parser.parse_args()
     metadata = open_metadata(arguments.plus)
@@ -63,7 +64,7 @@ def main() -> None:
             own = task.perturbation.own_scene
             environment = scenes.make_environment(metadata, task, **options) if own else stock
             scenes.start_episode(environment, metadata, task, robot=arguments.robot, noise_seed=task.number)
-            text = prompt(metadata, task, "clean") if label == "language" else task.perturbation.text
+            text = prompt(metadata, task, "clean") if label == "language" else task.perturbation.text.replace("_", " ")
             row.append(captioned(views(environment), f"{label}, level {task.level}: {text}"))
             if own:
                 environment.close()

@@ -1,20 +1,21 @@
 """Controls: what is taken from a policy, where it is kept, and how it is paired with the policy itself."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
 
 from eval import __main__ as cli
 from eval import run
-from eval.control_data import paired
+from eval.compare import compare
 from eval.control_data import read_controls
-from eval.control_data import task_table
 from eval.controls import ABLATIONS
 from eval.controls import Control
 from eval.controls import ablate
 from eval.controls import check_control
 from eval.controls import control_specs
 from eval.controls import parse_controls
+from eval.controls import playable
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.policies import PolicyChoice
@@ -63,6 +64,19 @@ def test_what_an_ablated_policy_sees_and_is_told(name, success, black, prompt):
         assert (not observation["images"].any()) is black
         assert observation["prompt"] == prompt
         assert observation["images"].shape == (2, 8, 8, 3)
+
+
+def test_an_expert_plays_the_tasks_that_it_can():
+    tasks = [(suite, task.index) for suite in ("libero_object", "libero_10") for task in list_tasks(suite)]
+    specs = [dataclasses.replace(runs.specs(1)[0], suite=suite, task=task) for suite, task in tasks]
+    for policy in ("expert", "replay"):
+        played = playable(Control(policy, "baseline", policy), specs)
+        assert [spec for spec in specs if spec in played] == played
+        assert {spec.suite: 0 for spec in played} == {"libero_object": 0, "libero_10": 0}
+        assert specs[:10] == played[:10]
+        assert len(played) < len(specs)
+    for control in (Control("random", "baseline", "random"), Control("replay", "baseline", "replay:demos")):
+        assert playable(control, specs) == specs
 
 
 def test_controls_are_named_in_their_order():
@@ -130,9 +144,7 @@ def test_controls_are_run_folders_below_the_run_and_are_resumed(tmp_path, ray_se
     ]
     assert [control.folder.summary()["success"] for control in controls] == [0, 0, 3]
     for control in controls:
-        pairs = paired(RunFolder(tmp_path), control.folder)
-        assert [a["layout"] for a, b in pairs] == [b["layout"] for a, b in pairs]
-        assert len(pairs) == 3
+        assert compare([tmp_path], [control.folder.path])["pairs"] == 3
     protocols = [RunFolder(tmp_path).protocol(), *(control.folder.protocol() for control in controls)]
     assert len({protocol.hash for protocol in protocols}) == 4
     assert len({protocol.simulation_hash for protocol in protocols}) == 1
@@ -144,37 +156,20 @@ def test_controls_are_run_folders_below_the_run_and_are_resumed(tmp_path, ray_se
     assert len(RunFolder(tmp_path).attempts()) == 3
 
 
-def test_the_table_pairs_by_task_on_the_episodes_that_both_decided(tmp_path):
+def test_compare_pairs_a_policy_with_its_ablation(tmp_path):
     images = Control("ablate-images", "ablated")
     runs.make_run(tmp_path, "SSSF" + "SSFF", tasks=2)
     runs.make_run(tmp_path, "FSFF" + "S.EF", tasks=2, control=images, label="ablate-images")
-    runs.make_run(tmp_path, "...." + "FSSF", tasks=2, control=Control("blind", "trained", "x"), label="blind-trained")
-    soup, milk = task_table(tmp_path)
-    assert (soup["task"], soup["policy"]["success"], milk["policy"]["success"]) == (0, 3, 2)
-    sight = soup["controls"]["ablate-images"]
-    assert (sight["kind"], sight["pairs"], sight["both"], sight["only_a"], sight["only_b"]) == ("ablated", 4, 1, 2, 0)
-    assert (sight["rate_a"], sight["rate_b"], sight["difference"]) == (0.75, 0.25, 0.5)
-    assert milk["controls"]["ablate-images"]["pairs"] == 2
-    assert soup["controls"]["blind"]["pairs"] == 0
-    assert soup["controls"]["blind"]["rate_b"] is None
-    blind = milk["controls"]["blind"]
-    assert (blind["pairs"], blind["only_a"], blind["only_b"], blind["difference"]) == (4, 1, 1, 0.0)
+    soup, milk = compare([tmp_path], [images.folder(tmp_path)])["tasks"]
+    assert [soup[key] for key in ("pairs", "both", "only_a", "only_b", "neither")] == [4, 1, 2, 0, 1]
+    assert [milk[key] for key in ("pairs", "both", "only_a", "only_b", "neither")] == [2, 1, 0, 0, 1]
 
 
-def test_compare_pairs_a_policy_with_its_ablation(tmp_path, capsys):
-    images = Control("ablate-images", "ablated")
-    runs.make_run(tmp_path, "SSSF")
-    runs.make_run(tmp_path, "FSFF", control=images, label="ablate-images")
-    assert cli.main(["compare", str(tmp_path), str(images.folder(tmp_path))]) == 0
-    assert "4 episodes in both" in capsys.readouterr().out
-
-
-def test_controls_under_other_conditions_or_from_elsewhere_are_refused(tmp_path):
+def test_a_folder_that_is_no_control_is_named(tmp_path):
     blind = Control("blind", "trained", "x")
     runs.make_run(tmp_path, "SS")
-    runs.make_run(tmp_path, "FF", control=blind, label="blind-trained", simulation={"image_size": 64})
-    with pytest.raises(EvaluationError, match=r"simulated differently .*image_size"):
-        task_table(tmp_path)
+    assert read_controls(tmp_path) == []
+    runs.make_run(tmp_path, "FF", control=blind, label="blind-trained")
     blind.folder(tmp_path).rename(tmp_path / "controls" / "mute")
     with pytest.raises(EvaluationError, match="mute is no control of"):
         read_controls(tmp_path)

@@ -9,8 +9,8 @@ import pytest
 
 from eval import __main__ as cli
 from eval import run
+from eval.compare import compare
 from eval.control_data import read_controls
-from eval.control_data import task_table
 from eval.driver import Driver
 from eval.results import RunFolder
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_is_evaluated_filmed_and_reported(tmp_path, libero_assets):
     told = read_controls(folder.path)[0].folder.specs()
     assert [spec.base_id for spec in told] == [spec.id for spec in folder.specs()]
     assert all(spec.told != spec.prompt for spec in told)
-    assert [row["controls"]["blind"]["pairs"] for row in task_table(folder.path)] == [2, 2]
+    assert [task["pairs"] for task in compare([folder.path], [folder.path / "controls" / "blind"])["tasks"]] == [2, 2]
     page = tmp_path / "report.html"
     assert cli.main(["report", "--run-dir", str(tmp_path / "run"), "--out", str(page)]) == 0
     assert page.read_text().count("data:image/png") == 8  # two looks of each of four episodes
@@ -126,7 +126,7 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
         (["--suite", "libero_objct", "--layouts", "1"], "did you mean libero_object?"),
         (["--tasks", "pick_up_the_mlik", "--layouts", "1"], "the nearest is pick_up_the_milk"),
         (["--benchmark", "libero_minus"], "no benchmark 'libero_minus'"),
-        (["--suite", "libero_goal", "--layouts", "1"], "they exist where an expert can play, in libero_object"),
+        (["--suite", "libero_goal", "--layouts", "1"], "libero_goal has no moved layouts, libero_object has"),
         (["--layouts", "1", "--ablate", "sound"], "take one of images, language, instruction"),
         (["--layouts", "1", "--ablate", "images"], "--policy random neither looks nor reads"),
         (["--layouts", "1", "--control", "runs/blind"], "write NAME=DIR"),

@@ -6,6 +6,9 @@ import re
 import pytest
 
 from eval import __main__ as cli
+from eval.compare import compare
+from eval.control_data import read_controls
+from eval.controls import Control
 from eval.merge import merge
 from eval.results import RunFolder
 from tests.eval import runs
@@ -36,6 +39,23 @@ def test_two_halves_make_one_run(tmp_path, capsys):
     assert "4 of 4 episodes have a record" in capsys.readouterr().out
     # The merged folder is a run like any other, and can be merged again.
     assert run_merge(tmp_path / "again", together) == 0
+
+
+def test_controls_are_merged_with_their_runs(tmp_path, capsys):
+    images, blind = Control("ablate-images", "ablated"), Control("blind", "trained", "x")
+    halves = [tmp_path / "a", tmp_path / "b"]
+    for path, outcomes in zip(halves, ("SS..", "..SS"), strict=True):
+        runs.make_run(path, outcomes)
+        runs.make_run(path, outcomes.replace("S", "F"), control=images, label="ablate-images")
+    runs.make_run(halves[0], "F...", control=blind, label="blind-trained")
+    assert cli.main(["merge", *map(str, halves), "--out", str(tmp_path / "all")]) == 1
+    together = read_controls(tmp_path / "all")
+    assert [(control.name, control.kind) for control in together] == [
+        ("ablate-images", "ablated"),
+        ("blind", "trained"),
+    ]
+    assert [compare([tmp_path / "all"], [control.folder.path])["only_a"] for control in together] == [4, 1]
+    assert "blind: missing: 3" in capsys.readouterr().out
 
 
 def test_missing_errors_and_equal_duplicates_are_listed(tmp_path, capsys):

@@ -5,10 +5,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def libero_assets():
-    """The assets that are there: those of LIBERO_ASSETS, otherwise the project's own stand-ins."""
-    from pokevla_jax.sim.assets import resolve_assets
+    """The assets that are there: LIBERO_ASSETS, otherwise the project's own stand-ins; no test changes them."""
+    from pokevla_jax.sim import assets
 
-    return resolve_assets()
+    found = assets.resolve_assets()
+    yield found
+    assets._inspect.cache_clear()
+    assert assets.inspect_assets(found.root).sha256 == found.sha256, f"a test has written into {found.root}"
 
 
 @pytest.fixture(scope="session")

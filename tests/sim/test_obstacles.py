@@ -38,7 +38,7 @@ def scene():
 
 
 def hand_at(position):
-    return Hand(np.array(position), downward(0.0), opening=1.0, holding=False, closing=False)
+    return Hand(np.array(position), downward(0.0), opening=1.0, holding=False, pinching=False, closing=False)
 
 
 def test_heights_are_where_rays_from_above_end(scene):

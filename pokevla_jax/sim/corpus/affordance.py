@@ -23,6 +23,8 @@ RIM_DEPTH, RIM_INNER, HANDLE_OUTER = 0.012, 0.75, 1.12
 SMALL = 0.0006
 # The part of a receiver's width around its centre where things are put.
 MIDDLE = 0.6
+# Regions on things are a few millimetres thin, and a receiver's floor lies a little under its region; metres.
+REGION_MARGIN = 0.02
 
 
 def questions(frame: Frame, rng: np.random.Generator) -> Iterator[Draft]:
@@ -33,7 +35,7 @@ def questions(frame: Frame, rng: np.random.Generator) -> Iterator[Draft]:
             yield from _grasps(frame, thing, view)
     named = frame.named("agentview")
     for thing in named.values():
-        yield from _abilities(thing, named)
+        yield from _abilities(frame, thing, named)
         yield from _receiving(frame, thing, named)
     for goal in frame.goals:
         yield from _goal_place(frame, goal)
@@ -73,17 +75,29 @@ def grasp_mask(view: View, thing: Thing) -> Bool[np.ndarray, "h w"]:
     return mask & (away >= HANDLE_OUTER * radius)
 
 
-def _abilities(thing: Thing, named: dict[str, Thing]) -> Iterator[Draft]:
+def _abilities(frame: Frame, thing: Thing, named: dict[str, Thing]) -> Iterator[Draft]:
     """What can be opened, what fits between the fingers, and what can be put inside now."""
     yield yes_no("can_open", thing.opens, {"thing": thing.noun})
     fits = thing.grasp == "body" and thing.grip_width <= FITS
     if thing.kind == "object" and (fits or thing.grip_width >= TOO_WIDE):
         yield yes_no("fits_gripper", fits, {"thing": thing.noun})
-    if thing.kind == "part" and thing.state in ("open", "closed"):
+    if thing.kind == "part" and thing.state in ("open", "closed") and not _is_covered(frame, thing):
         for other in named.values():
-            if other.kind == "object" and other.inside != thing.name:
+            if other.kind == "object" and other.inside != thing.name and _fits(other, thing):
                 slots = {"thing": other.noun, "part": _inside_of(thing)}
                 yield yes_no("can_put_inside", thing.state == "open", slots)
+
+
+def _is_covered(frame: Frame, part: Thing) -> bool:
+    """Whether a part of the same fixture that may be open stands above it: a drawer under an open drawer."""
+    fixture = part.name.split("/")[0]
+    others = (t for t in frame.things.values() if t.kind == "part" and t.name.startswith(f"{fixture}/"))
+    return any(other.center[2] > part.center[2] + 0.02 and other.state != "closed" for other in others)
+
+
+def _fits(thing: Thing, part: Thing) -> bool:
+    """Whether a thing is certainly small enough for a drawer; a microwave takes all there is."""
+    return "drawer" not in part.noun or bool((thing.half <= [0.06, 0.06, 0.03]).all())
 
 
 def _inside_of(part: Thing) -> str:
@@ -117,12 +131,18 @@ def _goal_place(frame: Frame, goal: Goal) -> Iterator[Draft]:
 
 
 def region_mask(frame: Frame, goal: Goal) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the goal's place (its receiver, or the bare table) that lie in the goal's region as seen from above."""
+    """Pixels of the goal's place (its receiver, or the bare table) in the goal's region, or close above or below it."""
     assert goal.region is not None
     view = frame.views["agentview"]
-    low, high = goal.region
     places = view.points
-    within = ((places[..., :2] >= low[:2]) & (places[..., :2] <= high[:2])).all(-1)
+    center, half = 0.5 * goal.region.sum(0), 0.5 * np.ptp(goal.region, axis=0)
+    if goal.place is not None:
+        # A basket's walls are not its inside.
+        half = half * [MIDDLE, MIDDLE, 1.0]
+    low, high = center - half, center + half
+    margin = np.array([0.0, 0.0, REGION_MARGIN])
+    # The roof over a microwave's inside is not its inside.
+    within = ((places >= low - margin) & (places <= high + margin)).all(-1)
     if goal.place is None:
         return within & (view.labels == 0) & (np.abs(places[..., 2] - frame.surface) < 0.01)
     return within & view.mask(frame.things[goal.place].labels)

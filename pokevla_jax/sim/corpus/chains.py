@@ -133,7 +133,7 @@ class Chain(Simulation):
 
     def _change(self) -> bool:
         """One random change; False when it could not be done or did not come to rest."""
-        kinds = ["move", "move", "put", "put", "goal", "goal", "part", "part", "none"]
+        kinds = ["move", "move", "put", "put", "goal", "goal", "goal", "part", "none"]
         kind = kinds[self.rng.integers(len(kinds))]
         name = str(self.rng.choice(list(self.objects)))
         if kind == "goal":

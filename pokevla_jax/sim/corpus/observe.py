@@ -23,8 +23,8 @@ from pokevla_jax.typing import Float
 _TABLE_REGIONS = {"main_table_stove_front_region": "in front of the stove"}
 _SITE_PLACES = {"top_side": ("on top of", None), "back_contain_region": ("in", "back compartment of the caddy")}
 _ROBOT = 1
-# A rim is what lies this close below the highest point, metres.
-_RIM_SLICE = 0.006
+# A rim is this uppermost part of a dish's height.
+_RIM_SLICE = 0.12
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Observer:
         self._geom_labels[np.isin(model.geom_bodyid, robot)] = _ROBOT
         self._next = _ROBOT + 1
         self.bodies: dict[str, _Body] = {}
+        self._geom_ids: dict[tuple[str, int], np.ndarray] = {}
         for name, root in environment.sim_env.obj_body_id.items():
             self._add(name, root)
         # A part stands after its fixture, so that it owns its bodies.
@@ -209,8 +210,13 @@ class Observer:
         return bool(bottom > (top - 0.03 if self.bodies[name].kind == "fixture" else place[2] - extent[2]))
 
     def _geoms(self, body: _Body, group: int) -> np.ndarray:
-        model = self._environment.model
-        return np.flatnonzero(np.isin(model.geom_bodyid, list(body.bodies)) & (model.geom_group == group))
+        """Ids of a thing's geoms: group 0 collides, group 1 is drawn."""
+        key = (body.name, group)
+        if key not in self._geom_ids:
+            model = self._environment.model
+            mine = np.isin(model.geom_bodyid, list(body.bodies)) & (model.geom_group == group)
+            self._geom_ids[key] = np.flatnonzero(mine)
+        return self._geom_ids[key]
 
     def box(self, name: str) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Centre and half sides of the box around what can collide of a thing, along the base frame's axes."""
@@ -251,10 +257,10 @@ class Observer:
         if not places:
             return None
         points = self._to_base(np.concatenate(places))
-        top = points[points[:, 2] > points[:, 2].max() - _RIM_SLICE, :2]
+        top = points[points[:, 2] > points[:, 2].max() - _RIM_SLICE * np.ptp(points[:, 2]), :2]
         half = 0.5 * np.ptp(top, axis=0)
-        # A circle as wide as it is long; of a tilted dish only one side is that high.
-        if half.min() < 0.85 * half.max() or half.max() < 0.02:
+        # A circle, as wide as it is long and nearly as wide as the body below; of a tilted dish one side is that high.
+        if half.min() < 0.85 * half.max() or half.max() < 0.8 * 0.5 * np.ptp(points[:, :2], axis=0).min():
             return None
         x, y = 0.5 * (top.min(0) + top.max(0))
         return float(x), float(y), float(half.max())

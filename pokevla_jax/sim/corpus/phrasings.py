@@ -55,22 +55,22 @@ _GENERAL = {
     "what_is_there": Wordings(
         "general",
         ("What is there in the picture?", "Which objects do you see?", "List the objects in this scene."),
-        ("Name everything that stands here.",),
+        ("Which objects are there in the picture?",),
     ),
     "is_there": Wordings(
         "general",
         _closed("Is the {thing} in the picture?", "Do you see the {thing}?", "Does the picture show the {thing}?"),
-        _closed("Can the {thing} be seen here?"),
+        _closed("Does this scene show the {thing}?"),
     ),
     "count": Wordings(
         "general",
         ("How many {group} are there?", "How many {group} do you see?", "Count the {group} in the picture."),
-        ("What is the number of {group} in this scene?",),
+        ("Say how many {group} the picture shows.",),
     ),
     "colour": Wordings(
         "general",
         ("What colour is the {thing}?", "Which colour does the {thing} have?", "Name the colour of the {thing}."),
-        ("The {thing} is mostly of which colour?",),
+        ("The {thing} is of which colour?",),
     ),
     "where": Wordings(
         "general",
@@ -84,12 +84,12 @@ _GENERAL = {
     "is_open": Wordings(
         "general",
         _closed("Is the {thing} open?", "Does the {thing} stand open?", "Has the {thing} been opened?"),
-        _closed("Is the {thing} open here?"),
+        _closed("The {thing}: is it open?"),
     ),
     "is_on": Wordings(
         "general",
         _closed("Is the {thing} on?", "Is the {thing} turned on?", "Has the {thing} been turned on?"),
-        _closed("Is the {thing} on here?"),
+        _closed("The {thing}: is it on?"),
     ),
     "holding": Wordings(
         "general",
@@ -106,12 +106,12 @@ _GROUNDING = {
     "point_object": Wordings(
         "grounding",
         _points("Point to the {thing}.", "Where is the {thing}?", "Show a point on the {thing}."),
-        _points("Mark the {thing} with a point."),
+        _points("Where is a point on the {thing}?"),
     ),
     "box_object": Wordings(
         "grounding",
         _boxes("Give the box of the {thing}.", "Where is the {thing}?", "Draw a box around the {thing}."),
-        _boxes("Mark the {thing} with a box."),
+        _boxes("Show the box around the {thing}."),
     ),
     "name_at": Wordings(
         "grounding",
@@ -150,7 +150,7 @@ _GROUNDING = {
             "What stands between the {a} and the {b}?",
             "Name the object between the {a} and the {b}.",
         ),
-        ("The {a} and the {b} have which object between them?",),
+        ("Between the {a} and the {b} is which object?",),
     ),
     "nearer_to_robot": Wordings(
         "grounding",
@@ -168,7 +168,7 @@ _GROUNDING = {
             "Where is the {word} {relation} the {b}?",
             "Show a point on the {word} {relation} the {b}.",
         ),
-        _points("Mark the {word} {relation} the {b} with a point."),
+        _points("Where is a point on the {word} {relation} the {b}?"),
     ),
     "box_related": Wordings(
         "grounding",
@@ -177,7 +177,7 @@ _GROUNDING = {
             "Where is the {word} {relation} the {b}?",
             "Draw a box around the {word} {relation} the {b}.",
         ),
-        _boxes("Mark the {word} {relation} the {b} with a box."),
+        _boxes("Show the box around the {word} {relation} the {b}."),
     ),
     "point_free": Wordings(
         "grounding",
@@ -186,7 +186,7 @@ _GROUNDING = {
             "Where on the {surface} could the {thing} stand?",
             "Show where on the {surface} there is room for the {thing}.",
         ),
-        _points("Mark a free place for the {thing} on the {surface}."),
+        _points("Where is a free place on the {surface} for the {thing}?"),
     ),
     "point_free_side": Wordings(
         "grounding",
@@ -195,7 +195,7 @@ _GROUNDING = {
             "Where {side} the {b} could the {thing} stand?",
             "Show where there is room for the {thing} {side} the {b}.",
         ),
-        _points("Mark a free place for the {thing} {side} the {b}."),
+        _points("Where is a free place {side} the {b} for the {thing}?"),
     ),
     "point_free_between": Wordings(
         "grounding",
@@ -204,7 +204,7 @@ _GROUNDING = {
             "Where between the {a} and the {b} could the {thing} stand?",
             "Show where there is room for the {thing} between the {a} and the {b}.",
         ),
-        _points("Mark a free place for the {thing} between the {a} and the {b}."),
+        _points("Where is a free place between the {a} and the {b} for the {thing}?"),
     ),
 }
 
@@ -216,7 +216,7 @@ _AFFORDANCE = {
             "Point to where the {thing} is grasped{part}.",
             "Show a point for grasping the {thing}{part}.",
         ),
-        _points("Mark a place where fingers can take the {thing}{part}."),
+        _points("Where is a place for the fingers to take the {thing}{part}?"),
     ),
     "grasp_part": Wordings(
         "affordance",
@@ -225,7 +225,7 @@ _AFFORDANCE = {
             "Point to what the gripper takes to {to}.",
             "Show where to grasp to {to}.",
         ),
-        _points("Mark the place to take hold of to {to}."),
+        _points("Point to the place to grasp to {to}."),
     ),
     "put_where": Wordings(
         "affordance",
@@ -234,7 +234,7 @@ _AFFORDANCE = {
             "Point to where the {thing} goes to be {where}.",
             "Show where to put the {thing} {where}.",
         ),
-        _points("Mark the place for the {thing} {where}."),
+        _points("Point to the place for the {thing} {where}."),
     ),
     "goal_where": Wordings(
         "affordance",
@@ -243,7 +243,7 @@ _AFFORDANCE = {
             "Point to where it goes: {task}.",
             "Show the place that is meant: {task}.",
         ),
-        _points("Mark the place of the task: {task}."),
+        _points("Where is the place that is meant: {task}?"),
     ),
     "can_open": Wordings(
         "affordance",
@@ -278,7 +278,7 @@ _REASONING = {
     "goal_reached": Wordings(
         "reasoning",
         _closed("The task is to {task}. Is it done?", "Is this task done: {task}?", "Has the robot done it: {task}?"),
-        _closed("Look whether this is done: {task}."),
+        _closed("Say if it is done: {task}."),
     ),
     "next_subtask": Wordings(
         "reasoning",
@@ -314,7 +314,7 @@ _REASONING = {
             "If the gripper {motion}, will it {aim}, and why?",
             "Will the robot {aim} if the gripper {motion}, and why?",
         ),
-        ("Say whether the gripper will {aim} if it {motion}, and why.",),
+        ("Say if the robot will {aim}, and why: the gripper {motion}.",),
     ),
     "what_changed": Wordings(
         "reasoning",

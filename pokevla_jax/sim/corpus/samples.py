@@ -72,7 +72,7 @@ class Balance:
         counts = [n for (type_, _), n in self.answers.items() if type_ == draft.type]
         mine = self.answers[draft.type, draft.balance]
         usual = (sum(counts) - mine) / max(1, len(counts) - 1)
-        return mine >= 3 + (1.1 if len(counts) <= 2 else 2.0) * usual
+        return mine >= 2 + (1.1 if len(counts) <= 2 else 1.5) * usual
 
 
 def ask(

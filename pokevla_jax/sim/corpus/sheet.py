@@ -15,8 +15,10 @@ from pokevla_jax.data.corpus import Corpus
 from pokevla_jax.data.corpus import CorpusSample
 from pokevla_jax.data.ingest.grounding import valid_points
 
-SIZE, TEXT, LINE = 256, 118, 44
+SIZE, TEXT, LINE = 256, 96, 46
 """Pixels: side of a picture, height of the text below it; and characters of a line."""
+ENOUGH = 300
+"""Samples of a pillar that are read."""
 _GREEN, _RED = (40, 220, 60), (255, 40, 40)
 
 
@@ -24,12 +26,11 @@ def write_sheets(corpus: Corpus, out: Path, *, columns: int = 5, seed: int = 0) 
     """Writes ``sheet-<pillar>.png`` for each pillar: a row per type, samples drawn at random; returns the files."""
     rows: dict[str, dict[str, list[CorpusSample]]] = {pillar: defaultdict(list) for pillar in PILLARS}
     for index in np.random.default_rng(seed).permutation(len(corpus)):
-        pillar = rows[PILLARS[corpus.pillar[index]]]
-        # All types turn up early on.
-        if sum(map(len, pillar.values())) >= columns * 40:
-            continue
-        sample = corpus[int(index)]
-        pillar[sample.labels["type"]].append(sample)
+        types = rows[PILLARS[corpus.pillar[index]]]
+        # Enough for every type to turn up; reading all samples would take minutes.
+        if sum(map(len, types.values())) < ENOUGH:
+            sample = corpus[int(index)]
+            types[sample.labels["type"]].append(sample)
     written = []
     for name, types in rows.items():
         tiles = [[draw(sample) for sample in found[:columns]] for _, found in sorted(types.items())]
@@ -68,7 +69,7 @@ def draw(sample: CorpusSample) -> Image.Image:
     title = f"{labels['type']} {'' if sample.split == 'train' else '/'.join(labels['held_out'])}"
     question = sample.turns[0].replace(", in fractions of the image", "")
     lines = [title, *textwrap.wrap(question, LINE), *textwrap.wrap(f"-> {sample.turns[1]}", LINE)]
-    ImageDraw.Draw(tile).multiline_text((2, SIZE + 2), "\n".join(lines[:8]), fill="black", spacing=1)
+    ImageDraw.Draw(tile).multiline_text((2, SIZE + 2), "\n".join(lines[:7]), fill="black", spacing=1)
     return tile
 
 

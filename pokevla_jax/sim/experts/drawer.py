@@ -22,8 +22,9 @@ STAND_OFF, INSERTED = 0.10, 0.004
 CORRIDOR, PALM_BELOW = 0.08, 0.125
 # How far ahead of itself the hand aims while pulling: 0.75 of full speed.
 PULL = 0.05
-# Part of the joint's range that is enough to put something in: further out, the drawer hangs over things on the table.
-OPEN_SHARE = 0.8
+# Part of the drawer's way to which it is pulled for putting something in (further out, it hangs over things on the
+# table), and which is still enough when it was pushed back a little since.
+OPEN_SHARE, ENOUGH_SHARE = 0.8, 0.65
 
 
 class DrawerExpert:
@@ -39,11 +40,10 @@ class DrawerExpert:
         self.outward = -data.xaxis[self._joint].copy()
 
     @property
-    def is_open(self) -> bool:
-        """Whether the drawer is open far enough to put something in."""
+    def share(self) -> float:
+        """How far the drawer is open, as a part of its way."""
         model, data = self._environment.model, self._environment.data
-        position = data.qpos[model.jnt_qposadr[self._joint]]
-        return bool(position < OPEN_SHARE * model.jnt_range[self._joint, 0])
+        return float(data.qpos[model.jnt_qposadr[self._joint]] / model.jnt_range[self._joint, 0])
 
     @property
     def handle(self) -> Float[np.ndarray, "3"]:
@@ -79,14 +79,19 @@ class DrawerExpert:
         return move(hand, goal, rotation, OPEN)
 
     def retreat(self) -> Float[np.ndarray, "7"] | None:
-        """The action that takes the hand off the handle, or None when it is away or points down already."""
+        """The action that takes a tilted hand off the handle, or None when it is away or points down already."""
         hand = read_hand(self._environment, [self._body])
         near = np.linalg.norm(hand.position - self.handle) < STAND_OFF
-        if hand.rotation[2, 2] < -0.9 or not near:
+        if points_down(hand) or not near:
             return None
         # Open first: fingers that still hold would pull the drawer further.
         back = 0.05 if hand.opening > 0.6 else 0.0
         return move(hand, hand.position - back * hand.rotation[:, 2], hand.rotation, OPEN)
+
+
+def points_down(hand: Hand) -> bool:
+    """Whether the hand is within 25 degrees of pointing straight down."""
+    return bool(hand.rotation[2, 2] < -0.9)
 
 
 def _tilted(hand: Hand, outward: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
@@ -104,12 +109,14 @@ class FillDrawerExpert:
     """Opens the drawer that holds the region ``site`` and puts ``target`` inside."""
 
     def __init__(self, environment: LiberoEnvironment, target: str, site: str):
+        self._environment = environment
         self._drawer = DrawerExpert(environment, site)
         self._fill = PickPlaceExpert(environment, target, site)
 
     def act(self) -> Float[np.ndarray, "7"]:
         """The action for the present state."""
-        if not self._drawer.is_open:
+        down = points_down(read_hand(self._environment, []))
+        if self._drawer.share < (ENOUGH_SHARE if down else OPEN_SHARE):
             return self._drawer.act()
         away = self._drawer.retreat()
         return self._fill.act() if away is None else away

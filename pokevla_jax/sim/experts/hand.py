@@ -19,6 +19,8 @@ PALM_HALF = (0.106, 0.032)
 PALM_ABOVE_SITE = 0.031
 # Fingers that move faster than this (m/s) have not closed yet.
 CLOSING_SPEED = 0.01
+# Fingers that are closer together than this hold what one of them touches: contacts of thin walls come and go.
+THIN_OPENING = 0.2
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Hand:
 
     Attributes:
         holding: both fingers touch what is to be held.
+        pinching: they hold it, or one touches it and they are all but closed.
         closing: the fingers are moving towards each other.
     """
 
@@ -34,6 +37,7 @@ class Hand:
     rotation: Float[np.ndarray, "3 3"]
     opening: float
     holding: bool
+    pinching: bool
     closing: bool
 
     @property
@@ -57,11 +61,13 @@ def read_hand(environment: LiberoEnvironment, held: Collection[int]) -> Hand:
     ]
     # One finger's joint runs from 40 mm to 0, the other's from -40 mm to 0.
     first, second = data.qvel[robot._ref_gripper_joint_vel_indexes]
+    opening = float(np.clip(width / 0.08, 0.0, 1.0))
     return Hand(
         position=data.site_xpos[robot.eef_site_id].copy(),
         rotation=data.site_xmat[robot.eef_site_id].reshape(3, 3).copy(),
-        opening=float(np.clip(width / 0.08, 0.0, 1.0)),
+        opening=opening,
         holding=all(touching),
+        pinching=all(touching) or (any(touching) and opening < THIN_OPENING),
         closing=bool(max(-first, second) > CLOSING_SPEED),
     )
 

@@ -68,12 +68,12 @@ class PickPlaceExpert:
         way = place.position - origin[:2]
         hand = read_hand(environment, [self._body])
         yaw = hand.yaw
-        out = obstacles.way_out(points.min(0), points.max(0)) if hand.holding else None
-        if hand.holding and hand.closing:
+        out = obstacles.way_out(points.min(0), points.max(0)) if hand.pinching else None
+        if hand.pinching and hand.closing:
             goal, gripper = hand.position, CLOSE
         elif out is not None:
             goal, gripper = hand.position + out + 0.02 * np.sign(out), CLOSE
-        elif hand.holding:
+        elif hand.pinching:
             goal, gripper = _carry(hand, way, bottom, place, obstacles, origin[:2])
         elif np.linalg.norm(way) < 0.03 and bottom < place.height + 0.03 and hand.position[2] < top + RETRY_HEIGHT:
             # Let go, and not a success yet: out of the way.

@@ -99,9 +99,12 @@ def register(bddl_file: Path, assets: Assets) -> None:
     """
     libero = import_libero(assets.root)
     problem = bddl.problem_name(bddl_file)
-    if problem not in libero.TASK_MAPPING:
-        arguments = scene_arguments(problem, assets.root, bddl_file)
-        libero.TASK_MAPPING[problem] = _scene_class(libero.TASK_MAPPING[_stock_problem(problem)], problem, arguments)
+    if problem not in AGENTVIEW:
+        from libero.libero.envs.regions import REGION_SAMPLERS
+
+        stock, arguments = _stock_problem(problem), scene_arguments(problem, assets.root, bddl_file)
+        libero.TASK_MAPPING[problem] = _scene_class(libero.TASK_MAPPING[stock], problem, arguments)
+        REGION_SAMPLERS[problem] = REGION_SAMPLERS[stock]
     objects = bddl.section(bddl_file, "objects")
     for before, category in itertools.pairwise(objects):
         if before == "-":

@@ -371,3 +371,24 @@ def test_texts_are_plain():
     for scene, draft in itertools.chain.from_iterable(((s, d) for d in drafts_once(s)) for s in FRAMES):
         if draft.answer is not None:
             assert re.fullmatch(r"[a-z][a-z, ]*", draft.answer), (scene.id, draft)
+
+
+def test_a_drawer_under_an_open_one_is_not_asked_about():
+    def scene(top, bottom):
+        parts = [
+            ("cabinet/top", "top drawer", 0.17, top),
+            ("cabinet/bottom", "bottom drawer", 0.05, bottom),
+        ]
+        things = [
+            type(soup)(**{**vars(soup), "name": name, "noun": noun, "kind": "part", "state": state, "labels": {label}})
+            for label, (name, noun, z, state) in enumerate(parts, start=2)
+            for soup in [thing("alphabet_soup_1", label, (0.6, 0.2, z), (0.1, 0.1, 0.035))]
+        ]
+        butter = thing("butter_1", 1, (0.5, -0.1, 0.02), (0.04, 0.03, 0.02))
+        tall = thing("milk_1", 4, (0.5, -0.25, 0.06), (0.03, 0.03, 0.06))
+        found = [d for d in all_drafts(frame([butter, *things, tall])) if d.type == "can_put_inside"]
+        return {(d.slots["thing"], d.slots["part"]): d.answer for d in found}
+
+    assert scene("closed", "closed") == {("butter", "top drawer"): "no", ("butter", "bottom drawer"): "no"}
+    assert scene("closed", "open") == {("butter", "top drawer"): "no", ("butter", "bottom drawer"): "yes"}
+    assert scene("open", "open") == {("butter", "top drawer"): "yes"}

@@ -1,6 +1,7 @@
 """From drafts to samples: wordings, balance, what is held out, and what is stored."""
 
 import functools
+import re
 import string
 from collections import Counter
 
@@ -30,6 +31,16 @@ def test_wordings_ask_the_same_in_different_words(type_):
     wordings = TYPES[type_]
     assert len({frozenset(gaps(text)) for text in wordings.all}) == 1
     assert len({text.lower() for text in wordings.all}) == len(wordings.all)
+
+
+def test_held_out_wordings_use_trained_words():
+    """A vocabulary made of the training texts can read them; only their order is new."""
+
+    def words(texts):
+        return set(re.findall(r"\w+", " ".join(texts).lower()))
+
+    train = words(text for wordings in TYPES.values() for text in wordings.train)
+    assert words(text for wordings in TYPES.values() for text in wordings.held_out) <= train
 
 
 def test_no_wording_belongs_to_two_types():

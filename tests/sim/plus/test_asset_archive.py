@@ -61,10 +61,12 @@ def write_scene(stock, path, change):
         if element.get("file"):
             element.set("file", str((stock.parent / element.get("file")).resolve()))
     change(tree.getroot())
+    path.unlink(missing_ok=True)
     tree.write(path)
 
 
 def paint(path, colour):
+    path.unlink(missing_ok=True)  # A link: the picture would be painted over in LIBERO's own folder.
     Image.new("RGB", (64, 64), colour).save(path)
 
 
