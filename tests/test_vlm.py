@@ -1,6 +1,7 @@
 """A stage-1 network as something that answers: prompts, buckets, batches, controls."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from pokevla_jax.data.packing import build_row
 from pokevla_jax.data.prompts import Bucket
 from pokevla_jax.data.prompts import Conversation
 from pokevla_jax.data.tokenize import CompactTokenizer
+from pokevla_jax.data.tokenize import QwenTokenizer
 from pokevla_jax.models import stacking
 from pokevla_jax.models.generation import PROMPT
 from pokevla_jax.models.pokevlm import PokeVLM
@@ -102,3 +104,15 @@ def test_a_vocabulary_of_instructions_is_refused(vlm):
         Vlm(vlm.config, vlm._params, instructions)
     with pytest.raises(ValueError, match="batch_size 0"):
         Vlm(vlm.config, vlm._params, TOKENIZER, batch_size=0)
+
+
+def test_the_released_vocabulary_answers_too(vlm):
+    path = os.environ.get("QWEN_TOKENIZER")
+    if not path:
+        pytest.skip("set QWEN_TOKENIZER to a folder with Qwen2.5's tokenizer")
+    language = dataclasses.replace(vlm.config.model.language, vocab_size=151_936)
+    config = dataclasses.replace(vlm.config, model=dataclasses.replace(vlm.config.model, language=language))
+    qwen = Vlm(config, vlm._params, QwenTokenizer(path, "{instruction}"), batch_size=2, max_new_tokens=3).untrained(0)
+    (answer,) = qwen.answer(CONVERSATIONS[2:3])
+    assert answer and "<|" not in answer
+    assert qwen.answer(CONVERSATIONS[1:3])[1] == answer

@@ -1,11 +1,17 @@
 """Generation against the network run in full, without a cache, over every longer sequence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pokevla_jax.config import Config
+from pokevla_jax.config import DataConfig
+from pokevla_jax.data.schema import stage1_batch_spec
 from pokevla_jax.models import generation
+from pokevla_jax.models import presets
 from pokevla_jax.models import stacking
 from tests.models.conftest import micro_config
 
@@ -161,3 +167,17 @@ def test_draws_follow_the_temperature_and_the_rows_own_key(params, reference):
     np.testing.assert_array_equal(cold, [found for found, _ in reference])
     with pytest.raises(ValueError, match="key per row"):
         generate(params, PROMPTS, temperature=jnp.float32(1.0))
+
+
+def test_the_published_network_generates_in_its_own_precision():
+    """Traced, not run: every array of the loop keeps its type and shape in bfloat16, with several key heads."""
+    config = presets.pokevla()
+    assert config.dtype == "bfloat16"
+    small = Config(model=config, stage="vlm", data=DataConfig(pack_length=320, pack_images=1))
+    prompts = {name: x for name, x in stage1_batch_spec(small, 2).items() if name in generation.PROMPT}
+    prompts = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in prompts.items()}
+    shaped = functools.partial(
+        generation.generate, config, max_new_tokens=8, end_ids=(151_645, 151_643), vocab_size=151_665
+    )
+    answers = jax.eval_shape(shaped, stacking.abstract_params(config), prompts)
+    assert (answers.tokens.shape, answers.tokens.dtype) == ((2, 8), jnp.int32)
