@@ -55,8 +55,13 @@ def pair(a: Mapping[str, Record], b: Mapping[str, Record]) -> list[Pair]:
     return [(record, b[key]) for key, record in a.items() if key in b]
 
 
-def comparison(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """The paired table with its rates, the difference's interval and McNemar's exact p-value."""
+def comparison(pairs: Sequence[Pair], *, clustered: bool = True) -> dict[str, Any]:
+    """The paired table with its rates, the difference's intervals and McNemar's exact p-value.
+
+    Args:
+        pairs: records of two policies on the same episodes.
+        clustered: also draw the interval over tasks, which takes some hundredths of a second.
+    """
     table = Pairs.count((x["outcome"] == "success", y["outcome"] == "success") for x, y in pairs)
     successes = {"a": table.both + table.only_a, "b": table.both + table.only_b}
     return {
@@ -69,7 +74,7 @@ def comparison(pairs: Sequence[Pair]) -> dict[str, Any]:
         **{f"interval95_{name}": list(wilson(successes[name], table.n)) for name in "ab"},
         "difference": table.difference,
         "difference_interval95": list(paired_difference(table)),
-        "difference_clustered95": _clustered_difference(pairs),
+        "difference_clustered95": _clustered_difference(pairs) if clustered else None,
         "mcnemar_p": mcnemar_exact(table.only_a, table.only_b),
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 from eval import report_media
 from eval.errors import EvaluationError
 from eval.report_data import Run
-from eval.report_data import load_runs
+from eval.report_data import load_all
 from eval.report_data import sections
 from eval.report_files import csv_text
 from eval.report_plots import COLORS
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
     """Writes the page, the JSON and the CSV, and says where they are."""
     if options.out.suffix in (".json", ".csv"):
         raise EvaluationError(f"--out {options.out} is the page, with a .json and a .csv beside it; name it .html")
-    runs = [run for argument in options.run_dir for run in load_runs(argument)]
+    runs = load_all(options.run_dir)
     training = [load_training(argument) for argument in options.workdir]
     data = collect(runs, training, title=options.title)
     html = render(data, runs, training, max_videos=options.max_videos, masks=not options.no_masks)

@@ -72,6 +72,15 @@ class Run:
         return {key: record for key, record in self.records.items() if record["outcome"] in FINAL}
 
 
+def load_all(arguments: Sequence[str]) -> list[Run]:
+    """The runs of all arguments; a control that is also given by its own folder is read once."""
+    runs: dict[Path, Run] = {}
+    for argument in arguments:
+        for run in load_runs(argument):
+            runs.setdefault(run.folder.path.resolve(), run)
+    return list(runs.values())
+
+
 def load_runs(argument: str) -> list[Run]:
     """The run of ``DIR`` or ``NAME=DIR`` and those of the controls inside it; without a name the policies' labels."""
     name, equals, path = argument.rpartition("=")
@@ -284,7 +293,9 @@ def _rows(
         cells = [count(records) | {"difference": None}]
         for part in parts:
             pairs = part.get(value, [])
-            cells.append(count(second(pairs)) | {"difference": comparison(pairs) if pairs else None})
+            cells.append(
+                count(second(pairs)) | {"difference": comparison(pairs, clustered=clustered) if pairs else None}
+            )
         values = value if isinstance(value, tuple) else (value,)
         rows.append(dict(zip(names, values, strict=True)) | {"cells": cells})
     return rows

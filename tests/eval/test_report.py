@@ -4,6 +4,7 @@ import csv
 import html
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from eval.overlays import intersection_over_union
 from eval.overlays import place_map
 from eval.overlays import spread
 from eval.report_controls import discoveries
+from eval.report_data import load_all
 from eval.report_data import load_run
 from eval.report_data import load_runs
 from eval.report_data import sections
@@ -207,7 +209,9 @@ def test_the_page_shows_the_numbers_of_the_json(plus):
     numbers = [cell["success_rate"] for cell in ours["cells"].values()] + [ours["total"], ours["macro"]]
     row = next(row for row in found["published-0"] if row[0] == "policy")
     assert row[1:-1] == [f"{100 * number:.1f}" for number in numbers]
-    assert row[-1] == f"Not comparable: {'; '.join(ours['unlike'])}."
+    assert row[-1] == "not comparable"
+    reasons = f"policy is not comparable with the published rows: {'; '.join(ours['unlike'])}."
+    assert reasons in " ".join(html.unescape(re.sub("<[^>]*>", "", page)).split())
     published = {row[0]: row[1:10] for row in found["published-0"] if row[0].startswith("PokeVLA")}
     assert published == {"PokeVLA 1.22B": ["84.7", "46.1", "84.8", "94.6", "82.6", "89.8", "77.2", "79.3", "80.0"]}
     for group, row in zip(section["groups"], found["steps-0"][1::2], strict=True):
@@ -270,6 +274,18 @@ def test_discoveries_are_corrected_for_their_number():
     expected = [min(p * 5 / (i + 1) for i, p in enumerate(values) if i >= k) <= 0.05 for k in range(5)]
     assert found == expected == [True, True, False, False, False]
     assert discoveries([{"mcnemar_p": 0.001, "difference": -0.5}]) == [False]
+
+
+def test_a_control_is_read_once(tmp_path):
+    blind = Control("blind", "trained", "x")
+    runs.make_run(tmp_path, "SS")
+    runs.make_run(tmp_path, "SF", control=blind, label="blind-trained")
+    loaded = load_all([str(tmp_path), str(blind.folder(tmp_path))])
+    assert [run.label for run in loaded] == ["policy", "blind-trained"]
+    assert [run.label for run in load_all([f"new={tmp_path}"])] == ["new", "new, blind-trained"]
+    # Two controls of one kind are told apart by their names, and never pooled as seeds.
+    runs.make_run(tmp_path, "FF", control=Control("blind2", "trained", "x"), label="blind-trained")
+    assert [run.label for run in load_all([str(tmp_path)])] == ["policy", "blind", "blind2"]
 
 
 def test_failures_come_first_among_the_films(tmp_path):
