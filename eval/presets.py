@@ -85,12 +85,15 @@ class Preset:
         """What lies between simulator and policy."""
         return Interface(self.images, self.gripper)
 
-    def draw(self, spec: EpisodeSpec) -> tuple[int, int]:
-        """The seed of an episode's reset, and how many earlier resets its generator has served."""
+    def draws(self, spec: EpisodeSpec) -> dict[str, int]:
+        """``seed``, ``draw`` and ``compiled`` of ``LiberoEnvironment.reset`` for an episode from a stored state."""
         trial = spec.init_state or 0
+        if self.seeding == "task":
+            return {"seed": spec.seed, "draw": trial, "compiled": 1}
         if self.seeding == "trial":
-            return spec.seed + trial, 0
-        return spec.seed, trial if self.seeding == "task" else 0
+            # By its constructor, by the reset that follows it, and by each trial.
+            return {"seed": spec.seed + trial, "draw": 0, "compiled": trial + 2}
+        return {"seed": spec.seed, "draw": 0, "compiled": 0}
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -86,12 +86,12 @@ class LiberoScenes:
                 robot=self.plus.robot,
                 noise_seed=spec.random_seed(),
                 settle_steps=self.preset.settle_steps,
+                **self.preset.draws(spec),
             )
         elif spec.layout is None:
             states = load_init_states(load_task(spec.suite, spec.task))
-            seed, draw = self.preset.draw(spec)
-            settle = self.preset.settle_steps
-            environment.reset(states[spec.init_state], settle_steps=settle, seed=seed, draw=draw)
+            settle, draws = self.preset.settle_steps, self.preset.draws(spec)
+            environment.reset(states[spec.init_state], settle_steps=settle, **draws)
         else:
             sampled = spec.layout
             layout = sample_layout(environment, sampled.kind, sampled.seed, sampled.index, task=spec.task)

@@ -157,6 +157,7 @@ class LiberoEnvironment:
         posture: Float[np.ndarray, "7"] | None = None,
         seed: int | None = None,
         draw: int = 0,
+        compiled: int = 0,
     ) -> None:
         """Starts an episode from ``sim_state`` (or from positions drawn by the task's own placement rules).
 
@@ -171,6 +172,8 @@ class LiberoEnvironment:
                 action turns the hand, and its null space pulls towards them.
             seed: of what is drawn, instead of the environment's own.
             draw: how many resets came before this one since the generator was seeded, for evaluators that seed it once.
+            compiled: how often such an evaluator had compiled the scene before that. LIBERO never forgets whom it asks
+                how far drawers stand open: once more for each compilation, which shifts all that is drawn afterwards.
         """
         self.sensor_noise = None
         robot = self.sim_env.robots[0]
@@ -181,7 +184,7 @@ class LiberoEnvironment:
         if self._hard_reset:
             import_libero(self.assets.root)  # another environment of this process may use other assets
         with _seeded(self._seed if seed is None else seed):
-            self._reset_robosuite(draw)
+            self._reset_robosuite(draw, compiled)
         self.sim_env._observables = {}
         for robot in self.sim_env.robots:
             # A soft reset keeps the gripper's ramp, so that the first closing would start where the last ended.
@@ -199,29 +202,40 @@ class LiberoEnvironment:
         for _ in range(settle_steps):
             self.step(SETTLE_ACTION)
 
-    def _reset_robosuite(self, draw: int = 0) -> None:
+    def _reset_robosuite(self, draw: int = 0, compiled: int = 0) -> None:
         """robosuite's reset, tried again when random placement finds no room, as LIBERO does.
 
         Everything that a reset draws is drawn ``draw`` times before, and forgotten: the scene is compiled only once.
+        What an environment of LIBERO's own would have kept from its earlier compilations is kept by count alone, so
+        that nothing depends on how often this one was reset.
         """
         from robosuite.utils.errors import RandomizationError
 
-        env, place, left = self.sim_env, self.sim_env._reset_internal, draw
+        env, place, left, copies = self.sim_env, self.sim_env._reset_internal, draw, compiled
 
         def place_again() -> None:
-            nonlocal left
+            nonlocal left, copies
             body_pos, body_quat = self.model.body_pos.copy(), self.model.body_quat.copy()
-            while left:
-                place()
-                left -= 1
-                env.sim.reset()
-                # Fixtures are placed by changing the model.
-                self.model.body_pos[:], self.model.body_quat[:] = body_pos, body_quat
-            place()
+            samplers = env.object_property_initializers
+            try:
+                while True:
+                    copies += 1
+                    env.object_property_initializers = samplers * copies
+                    place()
+                    if not left:
+                        return
+                    left -= 1
+                    env.sim.reset()
+                    # Fixtures are placed by changing the model.
+                    self.model.body_pos[:], self.model.body_quat[:] = body_pos, body_quat
+            finally:
+                env.object_property_initializers = samplers
 
         env._reset_internal = place_again
         try:
             for _ in range(MAX_PLACEMENTS):
+                if self._hard_reset:
+                    env.object_property_initializers = []  # compiling adds them, and nothing takes them away
                 try:
                     env.reset()
                     return

@@ -110,13 +110,14 @@ class _Resets:
 
 
 @pytest.mark.parametrize(
-    ("name", "seed", "draw"), [("pokevla", 0, 0), ("openvla-oft", 0, 4), ("openpi", 7, 4), ("lerobot", 1004, 0)]
+    ("name", "seed", "draw", "compiled"),
+    [("pokevla", 0, 0, 0), ("openvla-oft", 0, 4, 1), ("openpi", 7, 4, 1), ("lerobot", 1004, 0, 6)],
 )
-def test_resets_draw_as_the_evaluators_do(name, seed, draw):
+def test_resets_draw_as_the_evaluators_do(name, seed, draw, compiled):
     (spec,) = build_manifest(options(protocol=name, tasks="0", init_states="4"))
     environment = _Resets()
     LiberoScenes(None, PRESETS[name]).place(environment, spec)
-    assert environment.arguments == {"settle_steps": 10, "seed": seed, "draw": draw}
+    assert environment.arguments == {"settle_steps": 10, "seed": seed, "draw": draw, "compiled": compiled}
     states = tasks.load_init_states(tasks.load_task("libero_object", 0))
     np.testing.assert_array_equal(environment.state, states[4])
 

@@ -66,31 +66,38 @@ def test_a_later_draw_is_that_of_a_generator_seeded_once(kitchen, state):
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "index"), [("libero_spatial", 4), ("libero_goal", 0), ("libero_10", 3)])
 def test_trials_find_fixtures_where_liberos_own_wrapper_has_them(suite, index, libero_assets):
-    """OpenVLA-OFT's and openpi's loop: one environment, seeded once, hard resets; here the third trial is run alone.
+    """The loops of OpenVLA-OFT and openpi (seeded once) and of lerobot (seeded anew), and here their third trial alone.
 
-    Also where an object is placed in a drawer, which is drawn from where the simulator has the drawer.
+    Two of the tasks begin with a drawer open, and with something in it.
     """
     task = tasks.load_task(suite, index)
     states = tasks.load_init_states(task)
     environment = LiberoEnvironment(task, assets=libero_assets, hard_reset=True)
     from libero.libero.envs.env_wrapper import ControlEnv  # it can be imported once an environment has been made
 
-    theirs = ControlEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
-    theirs.seed(7)
-    expected = []
-    for trial in range(3):
-        theirs.reset()
-        theirs.set_init_state(states[trial])
-        for _ in range(3):
-            theirs.step(list(SETTLE_ACTION))
-        roots = [fixture.root_body for fixture in theirs.env.fixtures_dict.values()]
-        expected.append(np.array([theirs.sim.data.get_body_xpos(root) for root in roots]))
-    theirs.close()
+    once = ControlEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False, has_offscreen_renderer=False)
+    once.seed(7)
+    expected = [_trial(once, states[trial]) for trial in range(3)]
+    once.seed(1002)  # compiled four times before, its constructor's among them
+    again = _trial(once, states[2])
+    once.close()
     for trial in (2, 0):
-        environment.reset(states[trial], settle_steps=3, seed=7, draw=trial)
+        environment.reset(states[trial], settle_steps=3, seed=7, draw=trial, compiled=1)
         np.testing.assert_array_equal(fixtures(environment), expected[trial])
+    environment.reset(states[2], settle_steps=3, seed=1002, compiled=4)
+    np.testing.assert_array_equal(fixtures(environment), again)
     assert np.abs(expected[2] - expected[0]).max() > 0.001
     environment.close()
+
+
+def _trial(wrapper, state):
+    """Fixture positions in an episode of LIBERO's own environment."""
+    wrapper.reset()
+    wrapper.set_init_state(state)
+    for _ in range(3):
+        wrapper.step(list(SETTLE_ACTION))
+    roots = [fixture.root_body for fixture in wrapper.env.fixtures_dict.values()]
+    return np.array([wrapper.sim.data.get_body_xpos(root) for root in roots])
 
 
 def test_settling_is_as_many_steps_without_motion_as_are_asked_for(kitchen, state, monkeypatch):

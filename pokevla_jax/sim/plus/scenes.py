@@ -64,6 +64,7 @@ def start_episode(
     robot: RobotMode = "official",
     noise_seed: int = 0,
     settle_steps: int = 10,
+    **draws: int,
 ) -> None:
     """Resets the environment to the task's start: state, camera, posture and noise, settled.
 
@@ -74,6 +75,7 @@ def start_episode(
         robot: what a perturbed start posture does; see ``robot_pose``.
         noise_seed: the noise of each control step is a function of this and of the step's number.
         settle_steps: control steps before the first policy step.
+        draws: ``seed``, ``draw`` and ``compiled`` of the environment's reset.
 
     Raises:
         SimulationError: for an environment of another scene.
@@ -85,7 +87,7 @@ def start_episode(
     posture = joint_positions(perturbation.robot)
     if perturbation.robot and robot == "strict":
         state = _with_arm_at(environment, state, posture)
-    environment.reset(state, settle_steps=settle_steps, posture=posture)
+    environment.reset(state, settle_steps=settle_steps, posture=posture, **draws)
     environment.move_camera("agentview", *agentview_pose(bddl.problem_name(spec.bddl_file), perturbation.view))
     if perturbation.noise:
         environment.sensor_noise = sensor_noise(perturbation.noise, noise_seed)
