@@ -29,26 +29,29 @@ class LoadTorchPolicy:
 
     def __call__(self) -> "TorchPolicy":
         """The policy."""
-        return TorchPolicy(self.path, self.exact or self.workers, pad=self.exact is not None)
+        return TorchPolicy(self.path, self.exact or self.workers, exact=self.exact is not None)
 
 
 class TorchPolicy:
-    """The exported network behind the interface of ``pokevla_jax.policy.Policy``."""
+    """The exported network behind the interface of ``pokevla_jax.policy.Policy``.
 
-    def __init__(self, path: Path, batch_size: int = 1, *, pad: bool = False):
+    ``exact`` computes every observation alone: rows do not see each other, but the library sums in another order for
+    another number of them, and for another length of the longest prompt among them.
+    """
+
+    def __init__(self, path: Path, batch_size: int = 1, *, exact: bool = False):
         from transformers import AutoModel
 
         self._model = AutoModel.from_pretrained(str(path), trust_remote_code=True).eval()
         self.max_batch_size = batch_size
-        self._pad = pad
+        self._exact = exact
         self.metadata = {"path": str(path), **read_facts(path)}
 
     def infer(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """One action chunk per observation, in the environment's convention."""
         rows = [_arguments(o) for o in observations]
-        # Rows do not see each other, but the library sums in another order for another number of them.
-        padding = rows[-1:] * (self.max_batch_size - len(rows)) if self._pad else []
-        return self._model.predict_actions(rows + padding, environment=True)[: len(rows)]
+        batches = [[row] for row in rows] if self._exact else [rows]
+        return np.concatenate([self._model.predict_actions(batch, environment=True) for batch in batches])
 
 
 def _arguments(observation: Mapping[str, Any]) -> tuple[Any, str, Any]:

@@ -54,6 +54,7 @@ def test_a_node_is_lost_and_the_driver_started_again(tmp_path):
     assert not any(source.startswith(str(drill.ROOT)) for source in sources)
 
 
+@pytest.mark.slow  # It looks for Rays of everyone on this machine, and waits long for one that does not answer.
 def test_without_a_cluster_to_join_there_is_one_sentence(tmp_path):
     code = "from eval.cluster import connect\nwith connect('auto', None): pass"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

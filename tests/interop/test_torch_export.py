@@ -148,8 +148,8 @@ def test_the_evaluator_runs_the_export(checkpoint, exported, tmp_path, monkeypat
     np.testing.assert_allclose(policy.infer(rows), Policy.load(checkpoint, batch_size=2).infer(rows), atol=0.8e-4)
     exact = resolve_policy(f"torch:{exported[0]}", specs=[], scenes=None, workers=2, exact=3)
     assert exact.facts["exact_batch"] == 3 and "exact_batch" not in choice.facts
-    padded = exact.load()
-    np.testing.assert_array_equal(padded.infer(rows)[1:], padded.infer(rows[1:]))
+    alone = exact.load()
+    np.testing.assert_array_equal(alone.infer(rows)[1:], alone.infer(rows[1:]))
     with pytest.raises(EvaluationError, match="--execute 9: the policy's chunks have 8 actions"):
         resolve_policy(f"torch:{exported[0]}", specs=[], scenes=None, execute=9)
 
