@@ -44,7 +44,7 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``doctor``."""
-    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
     add = parser.add_argument
     add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
     add("--run-dir", type=Path, default=Path("runs"), help="where results will be written (default: runs)")

@@ -121,6 +121,7 @@ def write(result: Merged, folders: Sequence[RunFolder], out: Path, command: str)
     part = out.with_name(f".{out.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         folder = RunFolder(part)
         try:
             context = {"command": command, "merged": [str(source.path) for source in folders]}
@@ -137,6 +138,8 @@ def write(result: Merged, folders: Sequence[RunFolder], out: Path, command: str)
         part.rename(out)
     except OSError as error:
         raise EvaluationError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return summary
 
 

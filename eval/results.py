@@ -157,28 +157,29 @@ class RunFolder:
 
     def specs(self) -> list[EpisodeSpec]:
         """The manifest's episodes, each checked against its id."""
-        entries = self._read("manifest.json")["episodes"]
         specs = []
-        for entry in entries:
-            spec = EpisodeSpec.from_dict({key: value for key, value in entry.items() if key != "id"})
-            if spec.id != entry["id"]:
-                raise EvaluationError(
-                    f"{self.path / 'manifest.json'}: episode {entry['id']} was edited; restore the file"
-                )
+        for number, entry in enumerate(self._read("manifest.json", "episodes")["episodes"]):
+            try:
+                spec = EpisodeSpec.from_dict({key: value for key, value in entry.items() if key != "id"})
+                same = spec.id == entry["id"]
+            except (KeyError, TypeError, AttributeError):
+                same = False
+            if not same:
+                raise EvaluationError(f"{self.path / 'manifest.json'}: episode {number} was edited; restore the file")
             specs.append(spec)
         return specs
 
     def protocol(self) -> Protocol:
         """The protocol of every record of the folder."""
-        return Protocol.from_dict(self._read("protocol.json"))
+        return Protocol.from_dict(self._read("protocol.json", "simulation", "policy"))
 
     def context(self) -> dict[str, Any]:
         """What ``open`` was given when the run began."""
-        return dict(self._read("protocol.json")["context"])
+        return dict(self._read("protocol.json", "context")["context"])
 
     def summary(self) -> dict[str, Any]:
         """What ``write_summary`` wrote last."""
-        return dict(self._read("summary.json"))
+        return self._read("summary.json")
 
     def attempts(self) -> list[Record]:
         """Every record in the order of writing; a last line cut short by a crash is skipped.
@@ -189,7 +190,7 @@ class RunFolder:
         path = self.path / "episodes.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text().split("\n")
+        lines = path.read_bytes().split(b"\n")
         records = []
         for number, line in enumerate(lines[:-1], start=1):
             try:
@@ -217,13 +218,21 @@ class RunFolder:
         """Where the episode's video is, or would be."""
         return self.path / "videos" / f"{episode_id}.mp4"
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, *keys: str) -> dict[str, Any]:
+        """A file of the folder, which must hold an object with these keys."""
+        path = self.path / name
         try:
-            return json.loads((self.path / name).read_text())
-        except FileNotFoundError as error:
+            values = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise EvaluationError(f"{self.path} is no evaluation run: it has no {name}") from error
         except json.JSONDecodeError as error:
-            raise EvaluationError(f"{self.path / name} is not valid JSON (line {error.lineno})") from error
+            raise EvaluationError(f"{path} is not valid JSON (line {error.lineno}); restore it from a copy") from error
+        except UnicodeDecodeError as error:
+            raise EvaluationError(f"{path} is not text; restore it from a copy") from error
+        for key in keys:
+            if not isinstance(values, dict) or key not in values:
+                raise EvaluationError(f"{path} has no {key!r}; restore it from a copy")
+        return values
 
 
 def manifest_digest(specs: Iterable[EpisodeSpec]) -> str:

@@ -7,6 +7,7 @@ ConfigDict. A field whose value the paper does not state says so, with the reaso
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
@@ -362,6 +363,23 @@ class Config:
     eval_batches: int = 0
 
 
+# Keys by the least value that they may have: what counts something that must exist, or divides; what may be none.
+_LEAST = {
+    1: (
+        *("batch_size", "num_steps", "log_every", "eval_every", "checkpoint.every_steps", "checkpoint.keep_last"),
+        *("optimizer.accumulation_steps", "optimizer.spike_window", "data.prefetch", "data.pack_length"),
+        *("data.pack_images", "model.action_dim", "model.action_horizon", "model.proprio_dim"),
+        *("model.max_prompt_length", "model.logits_chunk", "model.vision.image_size", "model.vision.patch_size"),
+    ),
+    0: (
+        *("seed", "eval_batches", "checkpoint.keep_every", "data.num_workers", "optimizer.learning_rate"),
+        *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.lora_rank"),
+        *("model.segmentation.weight", "model.geometry.weight", "model.keypoint.weight"),
+    ),
+}
+_SHARES = ("data.holdout_fraction", "data.augment.crop_area", "optimizer.b1", "optimizer.b2", "optimizer.ema_decay")
+
+
 def from_config_dict(config_dict: Any) -> Config:
     """Builds and validates a ``Config`` from an ``ml_collections.ConfigDict`` or a plain dict."""
     values = config_dict.to_dict() if hasattr(config_dict, "to_dict") else config_dict
@@ -372,6 +390,11 @@ def from_config_dict(config_dict: Any) -> Config:
 
 def validate(config: Config) -> None:
     """Raises ``ConfigError`` where fields contradict each other, saying what to change."""
+    bounds = {key: (least, math.inf) for least, keys in _LEAST.items() for key in keys} | dict.fromkeys(_SHARES, (0, 1))
+    for key, (low, high) in bounds.items():
+        if not low <= (value := operator.attrgetter(key)(config)) <= high:  # nor is it a NaN
+            allowed = f"{low} to {high}" if high < math.inf else f"{low} or more"
+            raise ConfigError(f"config.{key} is {value}; give a number of {allowed}")
     model = config.model
     if model.vision.image_size % model.vision.patch_size:
         raise ConfigError(

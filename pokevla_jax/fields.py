@@ -32,6 +32,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, path: str = "config") 
     Raises:
         ConfigError: for an unknown key (naming the nearest known one), a missing key or a value of the wrong type.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} is a group of keys, got {values!r}")
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -53,8 +55,6 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     """``value`` as the type ``hint`` asks for; numbers may widen, nothing else is coerced."""
     origin = typing.get_origin(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} is a group of keys, got {value!r}")
         return from_dict(hint, value, path=path)
     if origin is Literal:
         if value not in typing.get_args(hint):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import ml_collections
 import pytest
@@ -82,6 +83,11 @@ def test_missing_key_is_named():
         config_lib.from_dict(Config, {})
 
 
+def test_what_is_no_group_of_keys_is_refused():
+    with pytest.raises(ConfigError, match="config is a group of keys, got None"):
+        config_lib.from_config_dict(None)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -98,6 +104,11 @@ def test_missing_key_is_named():
             {"model__seg_token": False},
             r"config\.model\.action_head\.inject_seg True reads the state of <SEG>, .* switch action_head\.inject_seg",
         ),
+        ({"batch_size": 0}, r"config\.batch_size is 0; give a number of 1 or more"),
+        ({"log_every": 0}, r"config\.log_every is 0; give a number of 1 or more"),
+        ({"data__num_workers": -1}, r"config\.data\.num_workers is -1; give a number of 0 or more"),
+        ({"data__holdout_fraction": 1.5}, r"config\.data\.holdout_fraction is 1\.5; give a number of 0 to 1"),
+        ({"optimizer__learning_rate": math.nan}, r"config\.optimizer\.learning_rate is nan; give a number of 0"),
         ({"batch_size": 10, "optimizer__accumulation_steps": 4}, r"batch_size 10 is not divisible by .* 4"),
         ({"mesh__data": -1, "mesh__fsdp": -1}, r"config\.mesh may leave only one axis to fill"),
     ],

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "pokevla_jax.typing": (),
     "pokevla_jax.fields": ("typing",),
     "pokevla_jax.config": ("typing", "fields"),
+    "pokevla_jax.terminal": (),
     "pokevla_jax.models": ("typing", "config", "sharding"),
     "pokevla_jax.sharding": ("typing", "config"),
     "pokevla_jax.flops": ("config",),
@@ -30,9 +31,9 @@ MAY_IMPORT = {
     "pokevla_jax.serving": (),
     "pokevla_jax.cli": (
         *("typing", "config", "models", "sharding", "data", "sim", "checkpoints", "training"),
-        *("plan", "interop", "policy", "serving"),
+        *("plan", "interop", "policy", "serving", "terminal"),
     ),
-    "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "vlm", "serving"),
+    "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "vlm", "serving", "terminal"),
     "configs": ("config", "models"),
 }
 # Modules that may import more than their part: what stores what it simulates, and words it as the adapters do.

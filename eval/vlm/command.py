@@ -69,6 +69,7 @@ def main(options: argparse.Namespace, command: str) -> int:
     for name, vlm in systems.items():
         _check_unseen(name, vlm, corpus, samples)
     questions = read_questions(corpus, samples)
+    _make_empty(options.out)
     answers, seconds = {}, {}
     for name, vlm in systems.items():
         start = time.perf_counter()
@@ -125,9 +126,18 @@ def _controls(options: argparse.Namespace) -> dict[str, str]:
         controls[name] = folder
     if options.samples is not None and options.samples < 1:
         raise EvaluationError(f"--samples {options.samples} is too few; give at least 1")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise EvaluationError(f"--out {options.out} is not empty; give a new folder")
     return controls
+
+
+def _make_empty(out: Path) -> None:
+    """Makes the folder, before an hour of questions and after everything else that may be wrong."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = any(out.iterdir())
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    if taken:
+        raise EvaluationError(f"--out {out} is not empty; give a new folder")
 
 
 def _load(options: argparse.Namespace, controls: Mapping[str, str]) -> dict[str, "Vlm"]:
@@ -198,7 +208,6 @@ def _write(
 ) -> None:
     html = page.build(summary, questions, answers, scores, most=options.pictures, seed=options.seed)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         with (options.out / "answers.jsonl").open("w") as file:
             for index, question in enumerate(questions):
@@ -215,6 +224,8 @@ def _write(
                 file.write(json.dumps(record) + "\n")
         (options.out / "report.html").write_text(html)
     except OSError as error:
-        raise EvaluationError(
-            f"--out {options.out} cannot be written ({error.strerror}); choose another folder"
-        ) from error
+        raise _unwritable(options.out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> EvaluationError:
+    return EvaluationError(f"--out {out} cannot be written ({error.strerror}); choose another folder")

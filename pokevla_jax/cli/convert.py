@@ -89,8 +89,6 @@ def _add_command(
         help=summary,
         description=summary,
         epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(run=run)
     return parser
@@ -236,17 +234,15 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or an import's")
-    parser.add_argument("--step", type=_step, help='a step, or "best"; by default the newest')
+    parser.add_argument(
+        "--step", type=flags.checkpoint_step, metavar="N|best", help='a step, or "best"; by default the newest'
+    )
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
         help="the moving average of the weights, or the weights as trained; by default the average where there is one",
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer, if it moved since training")
-
-
-def _step(text: str) -> int | str:
-    return text if text == "best" else int(text)
 
 
 def _to_torch(arguments: argparse.Namespace) -> int:

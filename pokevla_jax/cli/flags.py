@@ -8,7 +8,6 @@ import argparse
 import ast
 import difflib
 import inspect
-import os
 import runpy
 import sys
 import traceback
@@ -17,11 +16,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from typing import NoReturn
+from typing import Literal
 
 from pokevla_jax import config as config_lib
+from pokevla_jax import terminal
 
-_PROJECT_ROOT = Path(__file__).resolve().parents[2]
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -48,14 +47,11 @@ def make_parser(description: str | None, examples: Sequence[str] = ()) -> argpar
     epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
     program = Path(sys.argv[0])
     as_module = program.suffix == ".py" and program.parent.name == "cli"
-    return _Parser(
+    return terminal.Parser(
         # Under ``python -m`` too, a command is called by its installed name.
         prog=f"pokevla-{program.stem}" if as_module else None,
         description=description and description.replace("``", ""),
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # An abbreviation would silently change its meaning when an option is added.
-        allow_abbrev=False,
     )
 
 
@@ -70,6 +66,15 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     )
 
 
+def checkpoint_step(text: str) -> int | Literal["best"]:
+    """The value of ``--step``."""
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best")
+    return int(text)
+
+
 def run(
     parser: argparse.ArgumentParser,
     command: Callable[[argparse.Namespace], int | None],
@@ -77,8 +82,7 @@ def run(
 ) -> int:
     """The exit status of ``command(arguments)``: its own, or 2 after printing an error's one sentence.
 
-    A ``ValueError`` or ``OSError`` that this project raised is addressed to the user and is shown without traceback
-    (``POKEVLA_TRACEBACK=1`` shows it); one that comes out of a library is a defect and keeps its traceback.
+    What speaks to the user is shown without traceback (``POKEVLA_TRACEBACK=1`` shows it); a defect keeps its own.
     """
     arguments, overrides = _split_overrides(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(arguments)
@@ -89,30 +93,11 @@ def run(
             parser.error(f"this command has no --config, or none was given, so --config.{overrides[0]} means nothing")
         return command(namespace) or 0
     except (ValueError, OSError) as error:
-        if os.environ.get("POKEVLA_TRACEBACK") or not _is_ours(error):
+        said = terminal.sentence(error)
+        if said is None:
             raise
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {said}", file=sys.stderr)
         return 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and name the nearest option."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        unknown = message.removeprefix(prefix).partition("=")[0].partition(" ")[0]
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if message.startswith(prefix) and near else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the frame that raised ``error`` lies in this project rather than in an installed library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    path = Path(frames[-1].filename).resolve()
-    return path.is_relative_to(_PROJECT_ROOT) and not {"site-packages", "dist-packages"} & set(
-        path.relative_to(_PROJECT_ROOT).parts
-    )
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -146,11 +131,20 @@ def _read_file(spec: str) -> Mapping[str, Any]:
         if argument and not inspect.signature(get_config).parameters:
             raise config_lib.ConfigError(f"get_config() of {path} takes no argument, got {argument!r}")
         config = get_config(argument) if argument else get_config()
-    except (ImportError, SyntaxError, AttributeError, TypeError) as error:
-        raise config_lib.ConfigError(f"{path} cannot be loaded: {error}") from error
+    except config_lib.ConfigError:
+        raise
+    # It is the user's own program, in which anything can go wrong.
+    except Exception as error:
+        raise config_lib.ConfigError(f"{path} cannot be loaded: {_told(error, path)}") from error
     finally:
         sys.path.remove(root)
     return config.to_dict() if hasattr(config, "to_dict") else config
+
+
+def _told(error: Exception, path: Path) -> str:
+    """Kind and words of an error, and the last line of ``path`` that it passed through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")
 
 
 def _override(config: dict[str, Any], override: str) -> None:

@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     p = flags.make_parser(__doc__, EXAMPLES)
     p.prog = "pokevla-serve"
     p.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or one step of it")
-    p.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (default: the newest)")
+    p.add_argument(
+        "--step", type=flags.checkpoint_step, metavar="N|best", help="which checkpoint (default: the newest)"
+    )
     p.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)"
     )
@@ -132,12 +134,6 @@ def _api_key(path: Path | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable():
         raise ServingError(f"--api-key-file {path} must hold one line of printable ASCII; nothing else fits a header")
     return key
-
-
-def _step(text: str) -> int | str:
-    if text != "best" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best")
-    return text if text == "best" else int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

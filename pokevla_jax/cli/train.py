@@ -99,15 +99,15 @@ def _train(arguments: argparse.Namespace) -> int:
         placed = sharding.param_shardings(objective.abstract_params, objective.logical_axes, mesh)
         print(f"{sharding.describe(mesh)}\n{sharding.explain(objective.abstract_params, placed)}")
         return 0
-    workdir.create(arguments.workdir)  # before the dataset is read
     options = loop.Options(
         tensorboard=not arguments.no_tensorboard,
         wandb=arguments.wandb,
         profile_steps=profile_steps,
         started=STARTED,
     )
-    data = stages.make_data(config)
-    result = loop.train(config, arguments.workdir, objective, data, init_from=arguments.init_from, options=options)
+    with workdir.held(workdir.create(arguments.workdir)):  # before the dataset is read
+        data = stages.make_data(config)
+        result = loop.train(config, arguments.workdir, objective, data, init_from=arguments.init_from, options=options)
     return PREEMPTED if result.stopped_by else 0
 
 

@@ -116,8 +116,8 @@ def export(
     config, params, assets = checkpoints.load_policy_checkpoint(checkpoint, step, skip=skip, average=use_ema)
     incomplete = out.with_name(f"{out.name}.incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)  # of an export that was killed
-    incomplete.mkdir(parents=True)
     try:
+        incomplete.mkdir(parents=True)
         table, carried = names.table(config.model), write.read_carried(checkpoints.resolve(checkpoint, step))
         # A network that started from an import may compute with more of it than the imported one did.
         carried = {name: array for name, array in carried.items() if table.entry_of(name) is None}
@@ -148,9 +148,10 @@ def export(
             (incomplete / CARD).write_text(model_card.text(config, assets, report))
         write.check_free(epath.Path(out))
         incomplete.rename(out)
-    except BaseException:
+    except OSError as error:
+        raise write.unwritable(out, error) from error
+    finally:
         shutil.rmtree(incomplete, ignore_errors=True)
-        raise
     return report
 
 

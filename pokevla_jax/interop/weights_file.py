@@ -66,7 +66,8 @@ def write(
             wanted = next(expected, None)
             if wanted != (name, (array.shape, array.dtype)):
                 raise ValueError(f"{name} {array.dtype}{array.shape} came where {wanted} was announced")
-            np.ascontiguousarray(array).view(np.uint8).reshape(-1).tofile(file)
+            # Not by ``tofile``, whose error on a full disk does not say so.
+            file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
             progress(array.nbytes)
         if left := next(expected, None):
             raise ValueError(f"{left[0]} was announced and never written")

@@ -54,6 +54,13 @@ class _LaterHandler(type_handlers.NumpyHandler):
         return []
 
 
+def unwritable(out: epath.PathLike, error: OSError) -> OutputError:
+    """What to say when the disk refuses ``out``."""
+    return OutputError(
+        f"--out {out} cannot be written ({error.strerror or error}); make room there, or choose another folder"
+    )
+
+
 def check_free(out: epath.Path) -> None:
     """Raises ``OutputError`` if there is something at ``out`` already."""
     if out.exists():
@@ -76,7 +83,7 @@ def write_checkpoint(
         step: the checkpoint's number.
 
     Raises:
-        OutputError: when ``out`` exists.
+        OutputError: when ``out`` exists or cannot be written.
     """
     check_free(out)
     incomplete = out.parent / f"{out.name}.incomplete"
@@ -92,8 +99,10 @@ def write_checkpoint(
         writing.rename(incomplete / CHECKPOINTS / str(step))
         check_free(out)
         incomplete.rename(out)
-    except BaseException:
+    except BaseException as error:
         _remove(incomplete)
+        if isinstance(error, OSError):
+            raise unwritable(out, error) from error
         raise
 
 

@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pokevla_jax.data import manifest
-from pokevla_jax.data.records import DataError
 from pokevla_jax.data.records import Episode
 from pokevla_jax.data.records import Frame
 from pokevla_jax.data.records import shard_exists
@@ -38,7 +37,6 @@ from pokevla_jax.sim.demonstrate import load_trajectories
 from pokevla_jax.sim.demonstrate import save_trajectories
 from pokevla_jax.sim.environment import VIEWS
 from pokevla_jax.sim.environment import LiberoEnvironment
-from pokevla_jax.sim.errors import AssetError
 from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.layouts import sample_layout
 from pokevla_jax.sim.layouts import show_layout
@@ -186,9 +184,6 @@ def _record_parallel(shards: Sequence[Shard], out: Path, workers: int, finish: C
                 "A recording process died, perhaps for lack of memory; run the command again with fewer --workers, "
                 "finished shards are kept"
             ) from error
-        except (SimulationError, AssetError, DataError) as error:
-            # What a worker had to say, said here.
-            raise SimulationError(str(error)) from error
         except KeyboardInterrupt:
             # Do not wait for shards in progress: their states are stored or cheap.
             for worker in set(multiprocessing.active_children()) - before:
@@ -225,7 +220,13 @@ def record_shard(shard: Shard, out: Path) -> ShardResult:
     successes = [trajectory for trajectory in trajectories if trajectory.success]
     if successes:
         rendered = (render(environment, t, shard.recording.render_every) for t in successes)
-        write_shard(out, shard.name, rendered, settings=shard.settings())
+        try:
+            write_shard(out, shard.name, rendered, settings=shard.settings())
+        except FileExistsError as error:
+            raise SimulationError(
+                f"{out / shard.name}.parquet was written by another recording meanwhile; let one of them end, then run "
+                "the same command again"
+            ) from error
     return ShardResult(
         shard.name,
         len(trajectories),

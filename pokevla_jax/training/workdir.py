@@ -1,5 +1,8 @@
-"""The run's folder: writable, of this configuration, large enough; checked before any work."""
+"""The run's folder: writable, of this configuration, large enough, and no one else's; checked before any work."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from pokevla_jax.config import CheckpointConfig
 from pokevla_jax.config import Config
 
 CONFIG = "config.json"
+LOCK = ".lock"
 
 # What may change between restarts of one run: none of it alters what is computed, up to the order of summation,
 # but for how bad steps are met: a run that stopped at one is continued by skipping it.
@@ -46,6 +50,30 @@ def create(path: epath.PathLike) -> epath.Path:
             f"--workdir {path} cannot be written ({error.strerror or error}); give another folder"
         ) from error
     return workdir
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder on a disk while the context lasts; with this process its hold dies too.
+
+    Raises:
+        WorkdirError: in one sentence, when another process is training there.
+    """
+    if "://" in str(workdir) or jax.process_index() != 0:
+        yield
+        return
+    with open(workdir / LOCK, "a") as file:
+        try:
+            # A lock of this process and not of the open file, which loader workers share: they may outlive it a little.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Anything else is a file system without locks.
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise WorkdirError(
+                    f"--workdir {workdir} is being written by another training; wait for it to end, or give another "
+                    "folder"
+                ) from error
+        yield
 
 
 def claim(workdir: epath.Path, config: Config) -> None:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import textwrap
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
@@ -104,8 +106,11 @@ def test_misspelt_key_in_a_file_names_its_neighbour(tmp_path):
     [
         ("x = 1\n", "defines no get_config"),
         ("def get_config():\n    return {}\n", "Missing configuration key config.model"),
-        ("import no_such_module_here\n", "cannot be loaded: No module named"),
-        ("def get_config(:\n", "cannot be loaded: invalid syntax"),
+        ("def get_config():\n    pass\n", "config is a group of keys, got None"),
+        ("import no_such_module_here\n", r"cannot be loaded: ModuleNotFoundError: No module named .* \(line 1\)"),
+        ("def get_config(:\n", r"cannot be loaded: SyntaxError: invalid syntax \(broken\.py, line 1\)"),
+        ("def get_config():\n    return unknown\n", r"cannot be loaded: NameError: .*unknown.* \(line 2\)"),
+        ("def get_config():\n    return {}['model']\n", r"cannot be loaded: KeyError: 'model' \(line 2\)"),
     ],
 )
 def test_unusable_file(tmp_path, text, sentence):
@@ -163,6 +168,29 @@ def test_traceback_on_request(config_file, monkeypatch):
 def test_a_library_defect_keeps_its_traceback(config_file):
     with pytest.raises(json.JSONDecodeError):
         flags.run(_parser(), lambda _: json.loads("{"), ["--config", str(config_file)])
+
+
+def test_what_the_system_says_names_the_file_and_a_way_out(config_file, tmp_path, capsys):
+    """Wherever it comes from: the last frame of these errors lies in Python's own library."""
+    (tmp_path / "file").write_text("")
+    refused = [
+        (lambda _: (tmp_path / "file" / "x").mkdir(), "x: Not a directory; check the path"),
+        (lambda _: Path("/proc/x").write_text(""), "/proc/x: No such file or directory; check the path"),
+        (lambda _: Path("/dev/full").write_text("x"), "No space left on device; make room there"),
+    ]
+    for command, words in refused:
+        assert flags.run(_parser(), command, ["--config", str(config_file)]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+
+
+def test_an_error_of_ours_is_a_sentence_wherever_it_surfaces(config_file, capsys):
+    """From a worker process it is raised by the library that waited for it."""
+    failed = Future()
+    failed.set_exception(config_lib.ConfigError("one thing;\nanother"))
+    assert flags.run(_parser(), lambda _: failed.result(), ["--config", str(config_file)]) == 2
+    assert capsys.readouterr().err.endswith(": error: one thing; another\n")
 
 
 def test_unknown_option_names_its_neighbour(config_file, capsys):

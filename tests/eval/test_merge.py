@@ -9,6 +9,7 @@ from eval import __main__ as cli
 from eval.compare import compare
 from eval.control_data import read_controls
 from eval.controls import Control
+from eval.errors import EvaluationError
 from eval.merge import merge
 from eval.results import RunFolder
 from tests.eval import runs
@@ -132,3 +133,21 @@ def test_refusals_are_one_sentence_and_leave_nothing(tmp_path, capsys, spoil, me
     assert re.search(message, error)
     assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    folder = runs.make_run(tmp_path / "a", "S")
+    (tmp_path / "file").write_text("")
+    assert run_merge(tmp_path / "file" / "out", folder) == 2
+    assert capsys.readouterr().err.endswith("file/out cannot be written (Not a directory); choose another folder\n")
+
+
+def test_a_merge_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
+    folder = runs.make_run(tmp_path / "a", "SS")
+
+    def full_disk(self, record):
+        raise EvaluationError("No space left on device")
+
+    monkeypatch.setattr(RunFolder, "append", full_disk)
+    assert run_merge(tmp_path / "out", folder) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 
 import pytest
 
+from eval import __main__ as cli
 from eval.errors import EvaluationError
 from eval.results import RunFolder
 from eval.summary import lines
@@ -120,6 +122,31 @@ def test_an_edited_manifest_is_noticed(tmp_path):
     path.write_text(path.read_text().replace('"max_steps": 280', '"max_steps": 500'))
     with pytest.raises(EvaluationError, match="was edited"):
         RunFolder(tmp_path).specs()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("manifest.json", b"{}", "manifest.json has no 'episodes'; restore it from a copy"),
+        ("manifest.json", b'{"episodes": [{}]}', "manifest.json: episode 0 was edited; restore the file"),
+        ("manifest.json", b'{"episodes": [7]}', "manifest.json: episode 0 was edited; restore the file"),
+        ("protocol.json", b"[]", "protocol.json has no 'simulation'; restore it from a copy"),
+        ("protocol.json", b'{\n"a"', r"protocol.json is not valid JSON \(line 2\); restore it from a copy"),
+        ("protocol.json", b"\xff\xfe\x00", "protocol.json is not text; restore it from a copy"),
+        ("episodes.jsonl", b"\xff\xfe\n", "episodes.jsonl, line 1, is no episode record; remove it to go on"),
+    ],
+)
+def test_damaged_files_are_named_in_one_sentence(tmp_path, capsys, name, content, message):
+    runs.make_run(tmp_path / "a", "S")
+    (tmp_path / "a" / name).write_bytes(content)
+    for command in (
+        ["merge", str(tmp_path / "a"), "--out", str(tmp_path / "b")],
+        ["compare", *[str(tmp_path / "a")] * 2],
+    ):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error)
+        assert error.count("\n") == 1
 
 
 def test_the_summary_keeps_errors_out_of_the_rate(tmp_path):

@@ -266,6 +266,7 @@ def test_wrong_commands_are_answered_in_a_sentence(trained, capsys):
     assert "--step 'last' is no step" in error("--step", "last", out="o")
     assert "--samples 0 is too few" in error("--samples", 0, out="o")
     assert "does not exist" in error(checkpoint="none", out="o")
+    assert "cannot be written (Not a directory); choose another folder" in error(out="full/file/o")
     assert not (trained / "o").exists()
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -245,13 +246,15 @@ def test_nothing_is_overwritten_or_left_half_done(checkpoint, tmp_path, monkeypa
     with pytest.raises(OutputError, match="exists already"):
         export(checkpoint, tmp_path / "taken")
 
-    def full_disk(*args, **options):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(weights_file, "write", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    write = weights_file.write
+    # A device on which every write says that the disk is full.
+    monkeypatch.setattr(weights_file, "write", lambda path, *rest: write(Path("/dev/full"), *rest))
+    with pytest.raises(OutputError, match=r"out cannot be written \(No space left on device\); make room there"):
         export(checkpoint, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    (tmp_path / "taken" / "file").write_text("")
+    with pytest.raises(OutputError, match=r"file/out cannot be written \(Not a directory\)"):
+        export(checkpoint, tmp_path / "taken" / "file" / "out")
 
 
 def test_a_checkpoint_without_statistics_is_no_policy(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -166,6 +167,20 @@ def test_an_interruption_gets_one_sentence(libero_assets, tmp_path, capsys, monk
     monkeypatch.setattr(recorder, "record_shard", interrupt)
     assert cli.main(["--out", str(tmp_path), "--episodes", "1", "--assets", str(libero_assets.root)]) == 130
     assert "interrupted; the same command goes on" in capsys.readouterr().err
+
+
+def test_two_recordings_at_a_time_get_one_sentence(recorded, recording, tmp_path, monkeypatch):
+    """The other one finishes a shard while this one plays it."""
+    played = load_trajectories(next((recorded[0] / "states").iterdir()))[0][0]
+
+    def demonstrate(*_args):
+        for path in recorded[0].glob("*-00000-*"):
+            shutil.copy(path, tmp_path)
+        return played
+
+    monkeypatch.setattr(recorder, "demonstrate", demonstrate)
+    with pytest.raises(SimulationError, match="was written by another recording meanwhile; let one of them end"):
+        record(recording, tmp_path)
 
 
 def test_an_unwritable_folder_gets_one_sentence(tmp_path, capsys):

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from pokevla_jax import checkpoints
 from pokevla_jax import sharding
@@ -23,6 +24,7 @@ from pokevla_jax.models import stacking
 from pokevla_jax.training import stage2
 from pokevla_jax.training import state as state_lib
 from pokevla_jax.training import step as step_lib
+from pokevla_jax.training import workdir
 from pokevla_jax.training.metrics import read_metrics
 from pokevla_jax.training.optimizer import make_optimizer
 from tests.data import synthetic
@@ -114,6 +116,27 @@ def test_a_mistake_is_answered_in_one_sentence(tmp_path, dataset, capsys, change
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.multiprocess
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, dataset, capsys):
+    hold = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True)"
+    )
+    command = [sys.executable, "-c", f"{hold}; sys.stdin.read()", tmp_path / workdir.LOCK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        assert cli.main(arguments(tmp_path, dataset)) == 2
+        error = capsys.readouterr().err
+        assert f"--workdir {tmp_path} is being written by another training; wait for it to end" in error
+        assert len(error.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == [workdir.LOCK]
+        # What died holds nothing, and one process may train twice.
+        other.kill()
+        other.wait()
+    for _ in range(2):
+        with workdir.held(epath.Path(tmp_path)):
+            pass
 
 
 def test_explain_prints_the_table(tmp_path, dataset, capsys):
