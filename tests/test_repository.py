@@ -73,6 +73,39 @@ def test_command_explains_itself(path):
     assert f"pokevla-{path.stem}" in shown.stdout
 
 
+DOCUMENTS = [p for p in TRACKED if p.suffix == ".md"]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(path):
+    """Every relative link of a document names a file that is there and, after a ``#``, one of its headings."""
+    lost = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.is_file() or (heading and heading not in headings(target)):
+            lost.append(link)
+    assert lost == []
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in found}
+
+
+def test_the_readme_names_every_part_of_the_code():
+    readme = (ROOT / "README.md").read_text()
+    code = {p.relative_to(ROOT).parts for p in TRACKED if p.suffix in (".py", ".sh")}
+    parts = {parts[0] for parts in code} | {"/".join(parts[:2]) for parts in code if parts[0] == "pokevla_jax"}
+    folders = {part for part in parts if (ROOT / part).is_dir()}
+    assert {folder for folder in folders if f"`{folder}/`" not in readme} == {"pokevla_jax"}
+    # One part of the paper is found in the file that its row names.
+    files = re.findall(r"`((?:pokevla_jax/)?(?:models|training|data)/[\w/]+(?:\.py)?/?)`", readme)
+    assert len(files) > 5
+    assert [file for file in files if not (ROOT / "pokevla_jax" / file.removeprefix("pokevla_jax/")).exists()] == []
+
+
 def test_requirements_are_pinned():
     for file in ("requirements.txt", "requirements-sim.txt", "requirements-dev.txt", "requirements-clients.txt"):
         lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
