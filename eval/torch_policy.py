@@ -80,7 +80,7 @@ def read_facts(path: Path) -> dict[str, Any]:
             "pictures": training["pictures"],
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else repr(error)
         raise EvaluationError(
-            f"--policy torch:{path} is no folder that pokevla-convert to-torch wrote ({error!r}); give the exported "
-            "folder"
+            f"--policy torch:{path} is no folder that pokevla-convert to-torch wrote ({why}); give the exported folder"
         ) from error

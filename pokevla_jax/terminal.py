@@ -37,12 +37,16 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation would silently change its meaning when an option is added.
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """All of them: what a command of several does not know is answered by that command, which knows the nearest."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown: {' '.join(unknown)}" + (f"; did you mean {near[0]}?" if near else ""))
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        unknown = message.removeprefix(prefix).partition("=")[0].partition(" ")[0]
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-        hint = f"; did you mean {near[0]}?" if message.startswith(prefix) and near else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def sentence(error: ValueError | OSError) -> str | None:

@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 
 from pokevla_jax.cli import flags
+from pokevla_jax.config import ConfigError
 
 STARTED = time.time()
 # Exit status after a save on request, as ``training.preemption`` has it; importing that here would start JAX.
@@ -77,7 +78,9 @@ def _train(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Orbax narrates every save through absl; what matters is said by the loop.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    if arguments.cpu_devices:
+    if arguments.cpu_devices is not None:
+        if arguments.cpu_devices < 1:
+            raise ConfigError(f"--cpu-devices {arguments.cpu_devices} is too few; give at least 1")
         # Read once, when JAX starts its backend: hence the imports below.
         count = f"--xla_force_host_platform_device_count={arguments.cpu_devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()

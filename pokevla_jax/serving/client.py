@@ -50,7 +50,7 @@ class PolicyClient:
                     proxy=None,
                 )
             )
-        except InvalidURI as error:
+        except (InvalidURI, ValueError) as error:  # the latter for a port that is no number
             raise RefusedError(f"{address!r} is no address of a policy server; write ws://HOST:PORT") from error
         except InvalidStatus as error:
             said = (error.response.body or b"").decode("utf-8", "replace").strip()[:200]

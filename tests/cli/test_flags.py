@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pokevla_jax import config as config_lib
+from pokevla_jax import terminal
 from pokevla_jax.cli import flags
 
 TOWER = {"width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 16}
@@ -200,6 +201,16 @@ def test_unknown_option_names_its_neighbour(config_file, capsys):
     err = capsys.readouterr().err
     assert "did you mean --workdir?" in err
     assert err.count("\n") == 1
+
+
+def test_an_unknown_option_of_a_command_is_answered_by_that_command(capsys):
+    parser = terminal.Parser(prog="tool")
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("go").add_argument("--speed")
+    assert parser.parse_args(["go", "--speed", "3"]).speed == "3"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["go", "--sped", "3"])
+    assert capsys.readouterr().err == "tool go: error: unknown: --sped 3; did you mean --speed? (see tool go --help)\n"
 
 
 def test_help_ends_with_examples(capsys):

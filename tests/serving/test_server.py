@@ -373,7 +373,7 @@ def test_the_evaluator_refuses_other_weights_and_strangers(tmp_path):
         with pytest.raises(ValueError, match=f"--policy {address}: What answers .* is no policy server"):
             resolve_policy(address, specs=[], scenes=None)
         stranger.shutdown()
-    for address in ("ws://", "ws://127.0.0.1:1"):
+    for address in ("ws://", "ws://127.0.0.1:1", "ws://127.0.0.1:port"):
         with pytest.raises(ValueError, match=f"--policy {address}: "):
             resolve_policy(address, specs=[], scenes=None)
 
