@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         # An abbreviation would silently change its meaning when an option is added.
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**(defaults | options))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """All of them: what a command of several does not know is answered by that command, which knows the nearest."""
