@@ -47,11 +47,11 @@ from pokevla_jax.sim.plus.asset_archive import open_assets
 from pokevla_jax.sim.plus.language import PromptMode
 from pokevla_jax.sim.plus.robot_pose import RobotMode
 
+# Observations of one batch: enough to feed an accelerator, few sizes to compile.
 EXACT_BATCH = 8
 LARGEST_BATCH = 16
 # So many errors without an episode that ended otherwise are a defect, not bad luck.
 HOPELESS = 8
-"""Observations of one batch: enough to feed an accelerator, few sizes to compile."""
 
 
 @dataclass(frozen=True)
@@ -304,17 +304,18 @@ def _run_missing(
     from tqdm import tqdm
 
     with tqdm(total=len(missing), desc=title, unit="episode", disable=not progress, file=sys.stderr) as bar:
-        done: list[Record] = []
+        outcomes: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
 
         def on_record(record: Record) -> None:
             folder.append(record)
-            done.append(record)
-            counts = summaries.tally(done)
-            bar.set_postfix({name: counts[name] for name in ("success", "failure", "error")})
+            outcomes[record["outcome"]] += 1
+            reasons.update(summaries.reasons([record]))
+            bar.set_postfix({name: outcomes[name] for name in ("success", "failure", "error")})
             bar.update()
             # On several machines it can be one of them that fails, sooner than the others succeed.
-            if one_machine and len(done) == HOPELESS:
-                _check_hope(summaries.reasons(done))
+            if one_machine and outcomes.total() == HOPELESS:
+                _check_hope(reasons)
 
         driver.run(missing, on_record)
 
