@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share: options before `--`, the arguments of the launched command after it, dry runs.
+# What the launchers share: help, options before `--`, the arguments of the launched command after it, dry runs.
 # A script that launches something else than training sets these after it has sourced this file.
 LAUNCHED="pokevla-train" LAUNCHED_FOLDER=workdir LAUNCHED_EXAMPLE="--config=configs/X.py --workdir=DIR"
 
@@ -8,9 +8,9 @@ launch::fail() {
   exit 2
 }
 
-# Prints the help at the top of the calling script.
+# Prints the help at the top of the script that was called, which lies beside this file, and ends it.
 launch::help() {
-  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
+  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]%/*}/${0##*/}"
   exit
 }
 
@@ -104,4 +104,13 @@ launch::run() {
   else
     "$@"
   fi
+}
+
+# The exit status of a process that this script has started. A signal interrupts `wait`, which then says nothing of the
+# process; one that has ended keeps its status for the last line.
+launch::wait() {
+  while kill -0 "$1" 2>/dev/null; do
+    wait "$1" || true
+  done
+  wait "$1"
 }

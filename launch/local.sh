@@ -34,10 +34,8 @@ done
 
 status=0
 for pid in "${pids[@]}"; do
-  while kill -0 "$pid" 2>/dev/null; do
-    result=0
-    wait "$pid" || result=$?
-  done
+  result=0
+  launch::wait "$pid" || result=$?
   ((result > status)) && status=$result
 done
 exit "$status"

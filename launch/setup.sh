@@ -13,8 +13,9 @@
 set -euo pipefail
 
 if [[ "${BASH_SOURCE[0]}" == "$0" && "${1:-}" == --help ]]; then
-  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
-  exit
+  # shellcheck source=launch/common.sh
+  source "$(dirname "$0")/common.sh"
+  launch::help
 fi
 PROJECT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${POKEVLA_VENV:-$PROJECT/.venv}"

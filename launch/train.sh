@@ -12,58 +12,17 @@
 #   POKEVLA_ACCELERATOR, POKEVLA_COMPILE_CACHE   see env.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/restart.sh
 
-if [[ "${1:-}" == --help ]]; then
-  sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "launch/train.sh"
-  exit
-fi
-dry=0
-if [[ "${1:-}" == --dry-run ]]; then
-  dry=1
-  shift
-fi
-if [[ -z "${POKEVLA_PYTHON:-}" ]]; then
-  POKEVLA_PYTHON="${POKEVLA_VENV:-$PWD/.venv}/bin/python"
-  [[ -x "$POKEVLA_PYTHON" ]] || POKEVLA_PYTHON=python3
-fi
+restart::parse "$@"
 # shellcheck source=launch/env.sh
 source launch/env.sh
-command=("$POKEVLA_PYTHON" -m pokevla_jax.cli.train "$@")
-
-if ((dry)); then
+command=("$POKEVLA_PYTHON" -m pokevla_jax.cli.train "${ARGUMENTS[@]}")
+if ((DRY_RUN)); then
   for name in POKEVLA_ACCELERATOR LIBTPU_INIT_ARGS XLA_FLAGS JAX_COMPILATION_CACHE_DIR POKEVLA_DISTRIBUTED; do
     [[ -n "${!name:-}" ]] && printf '%s=%q ' "$name" "${!name}"
   done
-  printf '%q ' "${command[@]}"
-  echo
-  exit
+  launch::quote "${command[@]}"
+else
+  restart::loop 0 "${command[@]}"
 fi
-
-stopped=0
-child=
-stop() {
-  stopped=1
-  [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null || true
-}
-trap stop TERM INT
-
-for ((attempt = 0; ; attempt++)); do
-  "${command[@]}" &
-  child=$!
-  status=0
-  # A signal interrupts the first wait; the second one waits for the save.
-  while kill -0 "$child" 2>/dev/null; do
-    status=0
-    wait "$child" || status=$?
-  done
-  child=
-  ((status == 0 || status == 2 || stopped)) && exit "$status"
-  if ((attempt >= ${POKEVLA_RESTARTS:-100})); then
-    echo "train.sh: giving up after $attempt restarts (last exit status $status)" >&2
-    exit "$status"
-  fi
-  echo "train.sh: exit status $status; restart $((attempt + 1)) of ${POKEVLA_RESTARTS:-100} in ${POKEVLA_PAUSE:-10} s" >&2
-  sleep "${POKEVLA_PAUSE:-10}" &
-  wait $! || true
-  ((stopped)) && exit "$status"
-done
