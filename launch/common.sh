@@ -106,6 +106,21 @@ launch::run() {
   fi
 }
 
+# launch::apply FILE NAME…: gives a Kubernetes cluster the manifest in FILE, with @NAME@ replaced by the value of each
+# variable NAME, or prints it.
+launch::apply() {
+  local manifest name
+  manifest="$(<"$1")"
+  for name in "${@:2}"; do
+    manifest="${manifest//@$name@/"${!name}"}"
+  done
+  if ((DRY_RUN)); then
+    echo "$manifest"
+  else
+    kubectl apply -f - <<<"$manifest"
+  fi
+}
+
 # The exit status of a process that this script has started. A signal interrupts `wait`, which then says nothing of the
 # process; one that has ended keeps its status for the last line.
 launch::wait() {

@@ -21,13 +21,7 @@ NAME="$(launch::run_id)"
 # shellcheck disable=SC2034
 ARGUMENTS="$("${POKEVLA_PYTHON:-python3}" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "${TRAIN[@]}")"
 
-manifest="$(<launch/gke/jobset.yaml)"
-for name in NAME NAMESPACE IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS_PER_HOST RESTARTS COMPILE_CACHE ARGUMENTS; do
-  manifest="${manifest//@$name@/"${!name}"}"
-done
-if ((DRY_RUN)); then
-  echo "$manifest"
-else
-  kubectl apply -f - <<<"$manifest"
+launch::apply launch/gke/jobset.yaml \
+  NAME NAMESPACE IMAGE ACCELERATOR TOPOLOGY HOSTS CHIPS_PER_HOST RESTARTS COMPILE_CACHE ARGUMENTS
+((DRY_RUN)) ||
   echo "logs: kubectl logs -n $NAMESPACE -f -l jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
-fi

@@ -39,13 +39,6 @@ fi
 ENTRYPOINT="$("${POKEVLA_PYTHON:-python3}" -c 'import json, sys; print(json.dumps(sys.argv[1]))' \
   "$(launch::quote bash launch/evaluate.sh "${TRAIN[@]}")")"
 
-manifest="$(<launch/gke/rayjob.yaml)"
-for name in NAME NAMESPACE IMAGE CLAIM HOSTS CPUS MEMORY NODE_SELECTOR CHIPS RAY_VERSION RESTARTS ENTRYPOINT; do
-  manifest="${manifest//@$name@/"${!name}"}"
-done
-if ((DRY_RUN)); then
-  echo "$manifest"
-else
-  kubectl apply -f - <<<"$manifest"
-  echo "logs: kubectl logs -n $NAMESPACE -f -l job-name=$NAME"
-fi
+launch::apply launch/gke/rayjob.yaml \
+  NAME NAMESPACE IMAGE CLAIM HOSTS CPUS MEMORY NODE_SELECTOR CHIPS RAY_VERSION RESTARTS ENTRYPOINT
+((DRY_RUN)) || echo "logs: kubectl logs -n $NAMESPACE -f -l job-name=$NAME"
