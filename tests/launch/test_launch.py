@@ -3,17 +3,19 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launch import scripts
+from tests.launch.scripts import ROOT
+from tests.launch.scripts import launch
+from tests.launch.scripts import shellcheck
+
 SCRIPTS = sorted(ROOT.glob("launch/**/*.sh")) + [ROOT / "tests" / "run.sh"]
 SCHEMA = json.loads((Path(__file__).parent / "jobset.schema.json").read_text())
 # What a shell might split, expand or take apart.
@@ -33,26 +35,8 @@ LAUNCHERS = {
 }
 
 
-def launch(name, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(ROOT / "launch" / f"{name}.sh"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "POKEVLA_PYTHON": sys.executable, **environment},
-    )
-
-
 def dry_run(name, *more):
-    result = launch(name, *LAUNCHERS[name], *more, "--dry-run", "--", *TRAIN)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def shellcheck(path):
-    program = Path(sys.executable).parent / "shellcheck"
-    found = subprocess.run([str(program), "-x", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    return found.stdout + found.stderr
+    return scripts.dry_run(name, [*LAUNCHERS[name], *more], TRAIN)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -146,42 +130,18 @@ def test_restarts_are_above_zero_everywhere():
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_wrong_options_are_answered_in_one_sentence(name):
-    for arguments, expected in (
-        (["--nonsense=1", "--", *TRAIN], "unknown option --nonsense"),
-        ([], "is missing"),
-        ([*LAUNCHERS[name], "--dry-run"], "arguments of pokevla-train are missing"),
-        ([*LAUNCHERS[name], "--dry-run", "--", "--config=x.py"], "workdir"),
-    ):
-        result = launch(name, *arguments)
-        if name == "local" and expected == "workdir":
-            continue
-        assert result.returncode == 2, (arguments, result.stdout)
-        assert expected in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-    assert "bash launch/" in launch(name, "--help").stdout
+    scripts.assert_wrong_options_are_answered(name, LAUNCHERS[name], TRAIN, "pokevla-train")
+    if name != "local":
+        scripts.assert_refused(name, *LAUNCHERS[name], "--dry-run", "--", "--config=x.py", because="workdir")
 
 
-FAKE = """#!/usr/bin/env bash
-# In place of Python: notes its arguments, and leaves with the next status of a list.
-echo "$@" >>"$FAKE_LOG"
-if [[ -n "${FAKE_WAIT:-}" ]]; then
-  trap 'exit 75' TERM
-  for ((i = 0; i < 300; i++)); do sleep 0.1; done
-fi
-number=$(wc -l <"$FAKE_LOG")
-set -- $FAKE_STATUS
-exit "${!number}"
-"""
-
-
-@pytest.fixture
-def fake(tmp_path):
-    program = tmp_path / "python"
-    program.write_text(FAKE)
-    program.chmod(0o755)
-    log = tmp_path / "log"
-    environment = {"POKEVLA_PYTHON": str(program), "FAKE_LOG": str(log), "POKEVLA_PAUSE": "0"}
-    return environment | {"POKEVLA_ACCELERATOR": "cpu"}, log
+def test_help_is_found_from_any_folder():
+    for name in (*LAUNCHERS, "train", "evaluate", "setup"):
+        result = subprocess.run(
+            ["bash", f"{name}.sh", "--help"], cwd=ROOT / "launch", capture_output=True, text=True, timeout=60
+        )
+        assert f"bash launch/{name}.sh" in result.stdout
+        assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -193,29 +153,27 @@ def fake(tmp_path):
         ("1 1 1 1", 2, 1, 3),
     ],
 )
-def test_train_sh_restarts_what_a_restart_can_help(fake, statuses, restarts, expected, attempts):
-    environment, log = fake
-    result = launch("train", *TRAIN, FAKE_STATUS=statuses, POKEVLA_RESTARTS=str(restarts), **environment)
+def test_train_sh_restarts_what_a_restart_can_help(interpreter, statuses, restarts, expected, attempts):
+    result = interpreter.launch("train", *TRAIN, statuses=statuses, restarts=restarts)
     assert result.returncode == expected, result.stderr
-    lines = log.read_text().splitlines()
-    assert lines == [" ".join(["-m", "pokevla_jax.cli.train", *TRAIN])] * attempts
+    assert result.stderr.count("train.sh: exit status") == attempts - 1
+    assert interpreter.calls == [" ".join(["-m", "pokevla_jax.cli.train", *TRAIN])] * attempts
 
 
 @pytest.mark.parametrize("name", ["train", "local"])
-def test_sigterm_is_passed_on_and_ends_the_restarts(fake, name):
-    environment, log = fake
+def test_sigterm_is_passed_on_and_ends_the_restarts(interpreter, name):
     options = ["--processes=2", "--"] if name == "local" else []
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "launch" / f"{name}.sh"), *options, *TRAIN],
-        env={**os.environ, **environment, "FAKE_WAIT": "1", "FAKE_STATUS": "1"},
-    )
-    wanted = 2 if name == "local" else 1
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_text().splitlines()) == wanted) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    assert len(log.read_text().splitlines()) == wanted
+    calls = 2 if name == "local" else 1
+    assert interpreter.terminate(name, *options, *TRAIN, calls=calls, saved="75") == 75
+    assert len(interpreter.calls) == calls
+
+
+def test_the_worst_status_of_several_processes_counts_whichever_ends_first(tmp_path):
+    program = tmp_path / "python"
+    program.write_text('#!/usr/bin/env bash\n[[ "$JAX_PROCESS_ID" == 1 ]] && exit 2\nsleep 1\n')
+    program.chmod(0o755)
+    result = launch("local", "--processes=2", "--", *TRAIN, POKEVLA_PYTHON=str(program), POKEVLA_ACCELERATOR="cpu")
+    assert result.returncode == 2
 
 
 def test_each_xla_flag_has_its_reason_and_reaches_the_process():

@@ -4,17 +4,16 @@ import copy
 import json
 import os
 import shlex
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.launch import scripts
+from tests.launch.scripts import ROOT
+
 SCHEMA = json.loads((Path(__file__).parent / "rayjob.schema.json").read_text())
 # What a shell might split, expand or take apart.
 POLICY = "/shared/my runs/$HOME & 'soup' \\ \"1\""
@@ -26,20 +25,8 @@ LAUNCHERS = {
 }
 
 
-def launch(name, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(ROOT / "launch" / f"{name}.sh"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "POKEVLA_PYTHON": sys.executable, **environment},
-    )
-
-
 def dry_run(name, *more):
-    result = launch(name, *LAUNCHERS[name], *more, "--dry-run", "--", *EVALUATION)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return scripts.dry_run(name, [*LAUNCHERS[name], *more], EVALUATION)
 
 
 def words_of(line):
@@ -61,7 +48,7 @@ def evaluation_of(text):
 def remote_commands(text):
     """What the hosts' shells are given: (workers, command) of every ssh."""
     found = []
-    for line in text.replace("$'", "$'").split("gcloud compute tpus tpu-vm ssh ")[1:]:
+    for line in text.split("gcloud compute tpus tpu-vm ssh ")[1:]:
         words = words_of("gcloud compute tpus tpu-vm ssh " + line.partition("\nlog:")[0].strip())
         (workers,) = [word.partition("=")[2] for word in words if word.startswith("--worker=")]
         found.append((workers, words[words.index("--command") + 1]))
@@ -135,9 +122,7 @@ def test_the_schema_refuses_misspelt_and_dangerous_fields(path, value):
 def test_the_batch_script_starts_ray_on_all_nodes_and_evaluates_on_the_first(tmp_path):
     text = dry_run("ray_slurm", "--account=a", "--cpus-per-node=32")
     (tmp_path / "batch.sh").write_text(text)
-    shellcheck = Path(sys.executable).parent / "shellcheck"
-    found = subprocess.run([str(shellcheck), str(tmp_path / "batch.sh")], capture_output=True, text=True, timeout=60)
-    assert found.stdout == ""
+    assert scripts.shellcheck(tmp_path / "batch.sh") == ""
     for line in ("--nodes=4", "--requeue", "--gpus-per-node=8", "--cpus-per-task=32", "--account=a", "--partition=p"):
         assert f"#SBATCH {line}" in text
     assert "RAY_AUTH_MODE=token" in text and "umask 077" in text
@@ -170,43 +155,13 @@ def test_the_batch_script_starts_ray_on_all_nodes_and_evaluates_on_the_first(tmp
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_wrong_options_are_answered_in_one_sentence(name):
-    for arguments, expected in (
-        (["--nonsense=1", "--", *EVALUATION], "unknown option --nonsense"),
-        ([], "is missing"),
-        ([*LAUNCHERS[name], "--dry-run"], "arguments of python -m eval run are missing"),
-        ([*LAUNCHERS[name], "--dry-run", "--", "--policy=x"], "--run-dir"),
-    ):
-        result = launch(name, *arguments)
-        assert result.returncode == 2, (arguments, result.stdout)
-        assert expected in result.stderr
-        assert len(result.stderr.strip().splitlines()) == 1
-    assert "bash launch/" in launch(name, "--help").stdout
+    scripts.assert_wrong_options_are_answered(name, LAUNCHERS[name], EVALUATION, "python -m eval run")
+    scripts.assert_refused(name, *LAUNCHERS[name], "--dry-run", "--", "--policy=x", because="--run-dir")
 
 
 def test_results_in_a_pod_are_refused():
-    result = launch("ray_gke", *LAUNCHERS["ray_gke"], "--dry-run", "--", "--policy=x", "--run-dir=runs/x")
-    assert (result.returncode, "/shared/" in result.stderr) == (2, True)
-
-
-FAKE = """#!/usr/bin/env bash
-# In place of Python: notes its arguments, and leaves with the next status of a list.
-echo "$@" >>"$FAKE_LOG"
-if [[ -n "${FAKE_WAIT:-}" ]]; then
-  for ((i = 0; i < 300; i++)); do sleep 0.1; done
-fi
-number=$(wc -l <"$FAKE_LOG")
-set -- $FAKE_STATUS
-exit "${!number}"
-"""
-
-
-@pytest.fixture
-def fake(tmp_path):
-    program = tmp_path / "python"
-    program.write_text(FAKE)
-    program.chmod(0o755)
-    log = tmp_path / "log"
-    return {"POKEVLA_PYTHON": str(program), "FAKE_LOG": str(log), "POKEVLA_PAUSE": "0"}, log
+    command = ("--policy=x", "--run-dir=runs/x")
+    scripts.assert_refused("ray_gke", *LAUNCHERS["ray_gke"], "--dry-run", "--", *command, because="/shared/")
 
 
 @pytest.mark.parametrize(
@@ -220,23 +175,14 @@ def fake(tmp_path):
         ("137 137 137 137", 2, 137, 3),
     ],
 )
-def test_the_evaluator_is_started_again_after_a_kill(fake, statuses, restarts, expected, attempts):
-    environment, log = fake
-    result = launch("evaluate", *EVALUATION, FAKE_STATUS=statuses, POKEVLA_RESTARTS=str(restarts), **environment)
+def test_the_evaluator_is_started_again_after_a_kill(interpreter, statuses, restarts, expected, attempts):
+    result = interpreter.launch("evaluate", *EVALUATION, statuses=statuses, restarts=restarts)
     assert result.returncode == expected, result.stderr
+    assert result.stderr.count("evaluate.sh: exit status") == attempts - 1
     command = " ".join(["-m", "eval", "run", "--address", "auto", *EVALUATION])
-    assert log.read_text().splitlines() == [command] * attempts
+    assert interpreter.calls == [command] * attempts
 
 
-def test_a_request_to_stop_ends_the_restarts(fake):
-    environment, log = fake
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "launch" / "evaluate.sh"), *EVALUATION],
-        env={**os.environ, **environment, "FAKE_WAIT": "1", "FAKE_STATUS": "1"},
-    )
-    deadline = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
-    assert len(log.read_text().splitlines()) == 1
+def test_a_request_to_stop_ends_the_restarts(interpreter):
+    assert interpreter.terminate("evaluate", *EVALUATION) == 143
+    assert len(interpreter.calls) == 1
