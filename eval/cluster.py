@@ -26,27 +26,22 @@ PACKAGES = ("eval", "pokevla_jax")
 FORWARDED = ("MUJOCO_GL", "LP_NUM_THREADS")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares the options that say where and with how many processes episodes are run; no result depends on them."""
-    add = parser.add_argument_group("processes and hosts; no result depends on these").add_argument
-    add("--workers", type=int, help="simulator processes, about 1.3 GB each (default: one per core, of all hosts)")
+    add = group.add_argument
+    workers = "simulator processes, about 1.3 GB each (default: one per core, of all hosts)"
+    add("--workers", type=int, metavar="N", help=workers)
     add("--address", metavar="auto|HOST:PORT", help="join this Ray cluster (default: Ray on this machine alone)")
-    add("--policy-actors", type=int, metavar="N", help="policy processes (default: one per GPU or TPU chip, or one)")
-    add("--retries", type=int, default=2, help="further attempts for an episode that ends in an error (default: 2)")
-    add(
-        "--episode-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="an episode that takes longer is stopped and tried again (default: 300 and 1 per step of its budget)",
-    )
-    add("--recycle-episodes", type=int, default=200, metavar="N", help="episodes of a simulator process (default: 200)")
-    add(
-        "--recycle-memory",
-        type=float,
-        default=4.0,
-        metavar="GIB",
-        help="a simulator process that has taken more is replaced after its episode (default: 4)",
-    )
+    actors = "policy processes (default: one per GPU or TPU chip, or one)"
+    add("--policy-actors", type=int, metavar="N", help=actors)
+    retries = "further attempts for an episode that ends in an error (default: %(default)s)"
+    add("--retries", type=int, default=2, metavar="N", help=retries)
+    stopped = "an episode that takes longer is stopped and tried again (default: 300 and 1 per step of its budget)"
+    add("--episode-timeout", type=float, metavar="SECONDS", help=stopped)
+    replaced = "a simulator process is replaced after so many episodes (default: %(default)s)"
+    add("--recycle-episodes", type=int, default=200, metavar="N", help=replaced)
+    grown = "a simulator process that has taken more is replaced after its episode (default: %(default)g)"
+    add("--recycle-memory", type=float, default=4.0, metavar="GIB", help=grown)
 
 
 @contextmanager

@@ -29,10 +29,14 @@ Pair = tuple[Record, Record]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``compare``."""
+    parser.description = (
+        "Compares two runs on the episodes that both have decided: the difference of their rates, its\n"
+        "interval, and whether chance explains it."
+    )
     help_text = "run folder, or several separated by commas: seeds, paired one to one and pooled"
     parser.add_argument("a", metavar="A", help=help_text)
     parser.add_argument("b", metavar="B", help=help_text)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def decided(folder: RunFolder) -> dict[str, Record]:

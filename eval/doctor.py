@@ -44,10 +44,16 @@ COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``doctor``."""
+    parser.description = "Checks whether this machine simulates as published results assume."
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
-    add("--run-dir", type=Path, default=Path("runs"), help="where results will be written (default: runs)")
+    add(
+        "--assets",
+        metavar="DIR",
+        help="LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)",
+    )
+    results = "where results will be written (default: %(default)s)"
+    add("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help=results)
     add("--only", metavar="CHECKS", help="names of checks, separated by commas (default: all)")
     add("--json", action="store_true", help="print the findings as JSON")
 

@@ -52,8 +52,13 @@ class Merged:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``merge``."""
+    parser.description = (
+        "Makes one run of several of the same protocol, such as those of hosts that shared the work:\n"
+        "each episode is counted once, and what is missing or contradicts itself is listed."
+    )
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="folders of one protocol")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder, then a run folder like the others")
+    out = "a new folder, then a run folder like the others"
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=out)
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 

@@ -31,12 +31,16 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``report``."""
+    parser.description = "Writes one HTML page, and its figures as JSON and CSV, about evaluations and their training."
     add = parser.add_argument
-    add("--run-dir", action="append", required=True, metavar="[NAME=]DIR", help="an evaluation; the policy's first")
-    add("--workdir", action="append", default=[], metavar="[NAME=]DIR", help="a training run, for its curves")
-    add("--out", type=Path, required=True, help="the HTML file; its .json and .csv are written beside it")
-    add("--title", default="PokeVLA evaluation", help="the page's title")
-    add("--max-videos", type=int, default=12, help="most videos on the page (default: 12)")
+    runs = "an evaluation, the policy's first; repeat for more"
+    add("--run-dir", action="append", required=True, metavar="[NAME=]DIR", help=runs)
+    curves = "a training run, for its curves; repeat for more"
+    add("--workdir", action="append", default=[], metavar="[NAME=]DIR", help=curves)
+    page = "the HTML file; its .json and .csv are written beside it"
+    add("--out", type=Path, required=True, metavar="FILE", help=page)
+    add("--title", default="PokeVLA evaluation", help="the page's title (default: %(default)s)")
+    add("--max-videos", type=int, default=12, metavar="N", help="most videos on the page (default: %(default)s)")
     add("--no-masks", action="store_true", help="leave out the frames with predicted masks, which take a simulation")
 
 

@@ -15,7 +15,6 @@ from typing import Any
 from eval import cluster
 from eval import presets
 from eval import summary as summaries
-from eval.benchmarks import BENCHMARKS
 from eval.benchmarks import build_manifest
 from eval.benchmarks import chosen_benchmark
 from eval.benchmarks import libero_plus
@@ -113,56 +112,92 @@ class Options:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of ``run``."""
-    add = parser.add_argument
-    policies = "a training run's folder, or ws://HOST:PORT, torch:DIR, expert, random, replay[:DATASET]"
+    """Declares the options of ``run``, in groups; what a first run needs comes first."""
+    parser.usage = "%(prog)s --policy POLICY --run-dir DIR [options]"
+    parser.description = (
+        "Runs episodes into a folder and prints the success rate with its interval.\n"
+        "The same command again runs only what is missing."
+    )
+    group = parser.add_argument_group
+    _add_policy(group("policy"))
+    _add_episodes(group("episodes"))
+    _add_output(group("output"))
+    _add_controls(group("controls", "The same episodes once more, each control as a run of its own below --run-dir."))
+    conditions = "All of them are recorded, and results of different conditions are never merged."
+    _add_conditions(group("conditions", conditions))
+    libero_plus.add_arguments(group("LIBERO-Plus", "Options of --benchmark libero_plus alone."))
+    cluster.add_arguments(group("processes and hosts", "No result depends on these."))
+
+
+def _add_policy(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    policies = (
+        "a training run's folder, ws://HOST:PORT (a server), torch:DIR (an export), expert, random or replay[:DATASET]"
+    )
     add("--policy", required=True, help=policies)
-    add("--run-dir", type=Path, required=True, help="folder of results; the same command again runs what is missing")
-    named = "which episodes (default: by --init-states or --layouts)"
-    add("--benchmark", metavar="NAME", help=f"{' or '.join(BENCHMARKS)}: {named}")
+    add("--step", metavar="N|best", help="which checkpoint of the run (default: the newest)")
+    add(
+        "--execute",
+        type=int,
+        metavar="N",
+        help="actions of each chunk that are executed (default: the protocol's, or all)",
+    )
+    exact = f"always compute batches of N (default {EXACT_BATCH}), padded: the same actions whatever the load"
+    add("--exact", type=int, nargs="?", const=EXACT_BATCH, metavar="N", help=exact)
+
+
+def _add_episodes(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    kinds = "libero: stored initial states; libero_moved: sampled layouts; libero_plus: perturbed scenes"
+    add("--benchmark", metavar="NAME", help=f"{kinds} (default: the one that other options belong to)")
     suites = "libero_spatial, libero_object, libero_goal, libero_10 (several with commas), or all"
-    add("--suite", default="libero_object", help=f"{suites} (default: libero_object)")
-    add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all")
-    add("--init-states", metavar="40-49", help="libero: stored initial states (default: all 50)")
+    add("--suite", default="libero_object", help=f"{suites} (default: %(default)s)")
+    add("--tasks", default="all", help="indices (0,1 or 0-4), full names, or all (default: %(default)s)")
+    add("--init-states", metavar="40-49", help="libero: stored initial states (default: as many as the protocol plays)")
     add("--layouts", type=int, metavar="N", help="libero_moved: sampled layouts per task")
-    add("--layout-seed", type=int, default=0, help="layouts of different seeds never meet; train and test on others")
-    add("--layout-kind", choices=("moved", "shared"), default="moved", help="moved: own scene; shared: many objects")
-    libero_plus.add_arguments(parser)
+    seeds = "libero_moved: layouts of different seeds never meet; train and test on others (default: %(default)s)"
+    add("--layout-seed", type=int, default=0, metavar="N", help=seeds)
+    scenes = "libero_moved: each task's own scene, or one that shows the objects of many (default: %(default)s)"
+    add("--layout-kind", choices=("moved", "shared"), default="moved", help=scenes)
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--run-dir", type=Path, required=True, metavar="DIR", help="folder of results, new or of the same command")
+    filmed = "which episodes are filmed afterwards (default: %(default)s)"
+    add("--videos", choices=("none", "failures", "all"), default="none", help=filmed)
+    add("--video-stride", type=int, default=1, metavar="K", help="film every K-th step (default: %(default)s)")
+    add("--json", action="store_true", help="print the summary as JSON")
+
+
+def _add_controls(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    what = "images (black), language (told nothing) or instruction (told another task's); repeat for more"
+    add("--ablate", action="append", default=[], metavar="WHAT", help=what)
+    controls = "replay, random, expert, or NAME=DIR: a checkpoint trained without images or language; repeat for more"
+    add("--control", action="append", default=[], help=controls)
+
+
+def _add_conditions(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     published = ", ".join(name for name, preset in presets.PRESETS.items() if preset.published)
     named = f"{published}: as their evaluators do it; {presets.DEFAULT} (default): fast, and as options choose"
     add("--protocol", default=presets.DEFAULT, metavar="NAME", help=named)
-    add("--max-steps", type=int, help="policy steps per episode (default: the suite's published budget)")
+    add("--max-steps", type=int, metavar="N", help="policy steps per episode (default: the suite's published budget)")
+    add("--seed", type=int, metavar="N", help="of the environments and of --policy random (default: the protocol's)")
     add(
-        "--ablate", action="append", default=[], metavar="WHAT", help="images, language or instruction; repeat for more"
+        "--assets",
+        metavar="DIR",
+        help="LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)",
     )
-    controls = "a checkpoint trained without images or language, or replay, random, expert; repeat for more"
-    add("--control", action="append", default=[], metavar="NAME=DIR", help=controls)
-    add("--seed", type=int, help="seed of the environments and of --policy random (default: the protocol's)")
-    add("--step", help="checkpoint step, or best (default: the newest)")
-    add("--execute", type=int, metavar="N", help="actions of each chunk that are executed (default: all)")
-    add("--videos", choices=("none", "failures", "all"), default="none", help="which episodes are filmed afterwards")
-    add("--video-stride", type=int, default=1, metavar="K", help="render every K-th step for videos (default: 1)")
-    add("--assets", help="LIBERO's asset folder (default: LIBERO_ASSETS)")
-    add("--renderer", choices=("fast", "robosuite"), help="robosuite: as in published evaluations (default: fast)")
-    add("--image-size", type=int, help="side of the rendered images (default: 128 fast, 256 robosuite)")
-    paths = "what becomes of images before the policy sees them (default: native, that is nothing)"
+    renderers = "robosuite: as in published evaluations (default: the protocol's; pokevla: fast)"
+    add("--renderer", choices=("fast", "robosuite"), help=renderers)
+    sizes = "side of the rendered images (default: the protocol's; pokevla: 128 fast, 256 robosuite)"
+    add("--image-size", type=int, metavar="PIXELS", help=sizes)
+    paths = "what becomes of images before the policy sees them (default: the protocol's; pokevla: native, unchanged)"
     add("--images", choices=("native", "openvla", "openvla-crop", "openpi"), help=paths)
-    add(
-        "--hard-reset",
-        action="store_true",
-        default=None,
-        help="recompile the scene for each episode (always with robosuite)",
-    )
-    add(
-        "--exact",
-        type=int,
-        nargs="?",
-        const=EXACT_BATCH,
-        metavar="N",
-        help=f"always compute batches of N (default {EXACT_BATCH}), padded: the same actions whatever the load",
-    )
-    add("--json", action="store_true", help="print the summary as JSON")
-    cluster.add_arguments(parser)
+    again = "recompile the scene for each episode (always with robosuite)"
+    add("--hard-reset", action="store_true", default=None, help=again)
 
 
 def check_options(options: Options) -> None:

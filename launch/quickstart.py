@@ -143,16 +143,25 @@ def main() -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
-    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in --out first")
-    parser.add_argument("--seed", type=int, default=0, help="seed of network, demonstrations and held-out layouts")
-    parser.add_argument("--tasks", "--task", default="0", help="tasks of libero_object: 0 (alphabet soup), 0,3 or all")
-    parser.add_argument("--layout-kind", choices=("moved", "shared"), default="moved", help="shared: many objects")
-    parser.add_argument("--episodes", type=int, default=400, help="demonstrations to record of each task")
-    parser.add_argument("--layouts", type=int, default=20, help="held-out layouts of each task to evaluate on")
-    parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
-    parser.add_argument("--config", default="configs/libero_object_quickstart.py", help="training configuration")
-    parser.add_argument("--assets", default=os.environ.get("LIBERO_ASSETS"), help="LIBERO asset folder")
+    add = parser.add_argument
+    made = "folder for everything it makes (default: %(default)s)"
+    add("--out", type=Path, default=Path("runs/quickstart"), metavar="DIR", help=made)
+    add("--fresh", action="store_true", help="delete what an earlier run left in --out first")
+    seeded = "seed of network, demonstrations and held-out layouts (default: %(default)s)"
+    add("--seed", type=int, default=0, metavar="N", help=seeded)
+    tasks = "tasks of libero_object: 0 (alphabet soup), 0,3 or all (default: %(default)s)"
+    add("--tasks", "--task", default="0", help=tasks)
+    kinds = "each task's own scene, or one that shows the objects of many (default: %(default)s)"
+    add("--layout-kind", choices=("moved", "shared"), default="moved", help=kinds)
+    recorded = "demonstrations to record of each task (default: %(default)s)"
+    add("--episodes", type=int, default=400, metavar="N", help=recorded)
+    held_out = "held-out layouts of each task to evaluate on (default: %(default)s)"
+    add("--layouts", type=int, default=20, metavar="N", help=held_out)
+    add("--steps", type=int, metavar="N", help="training steps (default: the config's)")
+    configuration = "training configuration (default: %(default)s)"
+    add("--config", default="configs/libero_object_quickstart.py", metavar="FILE", help=configuration)
+    assets = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
+    add("--assets", default=os.environ.get("LIBERO_ASSETS"), metavar="DIR", help=assets)
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     made_here = ("demos", "policy", "blind", "no-language", "eval", "phases", "logs")

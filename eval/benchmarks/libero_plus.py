@@ -68,18 +68,22 @@ class Choices:
         }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(group: argparse._ArgumentGroup) -> None:
     """Declares the options that this benchmark alone has."""
-    add = parser.add_argument
-    add("--category", help=f"libero_plus: {', '.join(CATEGORIES)} (several with commas; default: all)")
-    add("--sample", type=int, metavar="N", help="libero_plus: N episodes, balanced over suite, category and level")
-    add("--sample-seed", type=int, default=0, help="another seed, another sample")
+    add = group.add_argument
+    add("--category", help=f"{', '.join(CATEGORIES)} (several with commas; default: all)")
+    add("--sample", type=int, metavar="N", help="N episodes, balanced over suite, category and level (default: all)")
+    add("--sample-seed", type=int, default=0, metavar="N", help="another seed, another sample (default: %(default)s)")
     files = "folder or tar of LIBERO-Plus's metadata, such as a clone of its repository (default: LIBERO_PLUS)"
-    add("--plus", metavar="PATH", help=f"libero_plus: {files}")
-    add("--plus-assets", metavar="DIR", help="libero_plus: its asset archive, unpacked; replaces LIBERO's assets")
-    prompts = "libero_plus: clean is LIBERO's instruction; official is the file name, as the benchmark's code gives it"
+    add("--plus", metavar="PATH", help=files)
+    add("--plus-assets", metavar="DIR", help="its asset archive, unpacked; replaces LIBERO's assets")
+    prompts = (
+        "LIBERO's instruction, or the words of the file name, as the benchmark's code has it (default: %(default)s)"
+    )
     add("--prompt", choices=("clean", "official"), default="clean", help=prompts)
-    robots = "libero_plus: official drifts towards the start posture as the benchmark's code does; strict starts there"
+    robots = (
+        "the arm drifts towards the start posture, as the benchmark's code does, or starts there (default: %(default)s)"
+    )
     add("--robot", choices=("official", "strict"), default="official", help=robots)
 
 

@@ -38,9 +38,13 @@ MEANINGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of ``vlm``."""
+    parser.description = (
+        "Asks a vision-language checkpoint and its controls about the held-out samples of a corpus, and\n"
+        "says what the answers are worth."
+    )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a stage-1 training run")
-    add("--step", help="a step or 'best' (default: the newest), of the controls too")
+    add("--step", metavar="N|best", help="which checkpoint of the run, and of the controls (default: the newest)")
     add("--data", type=Path, required=True, metavar="DIR", help="the corpus whose held-out samples are asked")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for summary.json, answers.jsonl, report.html")
     add(
@@ -48,16 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="another run to ask the same questions, such as one trained without images (repeat for more)",
+        help="another run to ask the same questions, such as one trained without images; repeat for more",
     )
     add("--zero-images", action="store_true", help="also ask the checkpoint with black images")
     add("--untrained", action="store_true", help="also ask the network before its first step")
     add("--samples", type=int, metavar="N", help="ask N held-out samples, chosen by their ids (default: all)")
-    add("--batch-size", type=int, default=64, help="questions at once (default: 64)")
-    add("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
-    add("--pictures", type=int, default=36, metavar="N", help="most pictures on the page (default: 36)")
-    add("--seed", type=int, default=0, help="of the bootstrap, the chosen pictures and the untrained network")
-    add("--json", action="store_true", help="print summary.json")
+    add("--batch-size", type=int, default=64, metavar="N", help="questions at once (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default: %(default)s)")
+    add("--pictures", type=int, default=36, metavar="N", help="most pictures on the page (default: %(default)s)")
+    seeded = "of the bootstrap, the chosen pictures and the untrained network (default: %(default)s)"
+    add("--seed", type=int, default=0, metavar="N", help=seeded)
+    add("--json", action="store_true", help="print the summary as JSON")
 
 
 def main(options: argparse.Namespace, command: str) -> int:

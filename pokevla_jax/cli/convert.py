@@ -108,21 +108,21 @@ def _add_from_torch(commands: "argparse._SubParsersAction[argparse.ArgumentParse
         required=True,
         metavar="PATH",
         type=Path,
-        help=".safetensors (or the index of shards), .pt, .pth, .bin, or a checkpoint's folder; may be repeated",
+        help=".safetensors (or the index of shards), .pt, .pth, .bin, or a checkpoint's folder; repeat for more",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the new checkpoint's folder; must not exist")
     parser.add_argument(
-        "--preset", choices=sorted(presets.PRESETS), help="the network; by default the one that the sources fit"
+        "--preset", choices=sorted(presets.PRESETS), help="the network (default: the one that the sources fit)"
     )
     flags.add_config(parser, required=False)
     parser.add_argument(
-        "--dtype", choices=sorted(import_torch.DTYPES), help="cast everything; by default each tensor keeps its type"
+        "--dtype", choices=sorted(import_torch.DTYPES), help="cast everything (default: each tensor keeps its type)"
     )
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer; by default the one in a source's folder"
+        "--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer (default: the one in a source's folder)"
     )
     parser.add_argument("--statistics-key", metavar="NAME", help="which dataset of dataset_statistics.json")
-    parser.add_argument("--seed", type=int, default=0, help="of what no source has (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what no source has (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
@@ -195,7 +195,7 @@ def _add_to_torch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
     _add_checkpoint(parser)
     parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="the new folder; must not exist")
-    parser.add_argument("--dtype", choices=sorted(torch_export.DTYPES), help="cast everything; by default nothing is")
+    parser.add_argument("--dtype", choices=sorted(torch_export.DTYPES), help="cast everything (default: nothing is)")
     parser.add_argument(
         "--include-training-parts",
         action="store_true",
@@ -205,11 +205,11 @@ def _add_to_torch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--layout",
         choices=("pokevla", "vla-adapter"),
         default="pokevla",
-        help="for transformers.AutoModel (default), or for VLA-Adapter's own code",
+        help="for transformers.AutoModel, or for VLA-Adapter's own code (default: %(default)s)",
     )
     parser.add_argument("--no-check", action="store_true", help="do not run both networks side by side")
     parser.add_argument(
-        "--tolerance", type=float, default=check_lib.TOLERANCE, help="of the check (default %(default)g)"
+        "--tolerance", type=float, metavar="X", default=check_lib.TOLERANCE, help="of the check (default: %(default)g)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
@@ -220,27 +220,30 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_checkpoint(parser)
     parser.add_argument("--torch", required=True, metavar="DIR", type=Path, help="what to-torch wrote")
-    parser.add_argument("--data", metavar="DIR", help="take recorded frames; by default random ones of a fixed seed")
-    parser.add_argument("--frames", type=int, default=2, help="number of observations (default %(default)s)")
+    parser.add_argument("--data", metavar="DIR", help="take recorded frames (default: random ones of --seed)")
+    parser.add_argument(
+        "--frames", type=int, default=2, metavar="N", help="number of observations (default: %(default)s)"
+    )
     parser.add_argument(
         "--tolerance",
         type=float,
+        metavar="X",
         default=check_lib.TOLERANCE,
-        help="of the relative error after every part and of the largest error of the actions (default %(default)g)",
+        help="of the relative error after every part and of the largest error of the actions (default: %(default)g)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random observations (default 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the random observations (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or an import's")
-    parser.add_argument(
-        "--step", type=flags.checkpoint_step, metavar="N|best", help='a step, or "best"; by default the newest'
-    )
+    flags.add_step(parser)
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
-        help="the moving average of the weights, or the weights as trained; by default the average where there is one",
+        help="the moving average of the weights, or the weights as trained (default: the average where there is one)",
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer, if it moved since training")
 
@@ -310,7 +313,7 @@ def _print_check(report: check_lib.CheckReport) -> None:
 
 def _add_params(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = _add_command(commands, "params", _params, "count the parameters of a network, part by part", PARAMS)
-    parser.add_argument("--preset", choices=sorted(presets.PRESETS), help="the network; pokevla if nothing is given")
+    parser.add_argument("--preset", choices=sorted(presets.PRESETS), help="the network (default: pokevla)")
     flags.add_config(parser, required=False)
 
 

@@ -37,16 +37,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of the corpus; complete tasks are kept"
     )
-    p.add_argument("--suites", default=",".join(build.SUITES), help="comma-separated (default: %(default)s)")
+    suites = "which suites, several with commas (default: %(default)s)"
+    p.add_argument("--suites", default=",".join(build.SUITES), metavar="NAMES", help=suites)
     p.add_argument("--tasks", default="all", help="of each suite: 0, 0,3, 0-4, or all (default: %(default)s)")
-    p.add_argument("--layouts", type=int, default=20, help="layouts of each task (default: %(default)s)")
-    p.add_argument("--frames", type=int, default=8, help="frames of a layout, at most (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="other seeds give other scenes (default: %(default)s)")
-    p.add_argument("--image-size", type=int, default=128, help="side of the square images (default: %(default)s)")
+    p.add_argument("--layouts", type=int, default=20, metavar="N", help="layouts of each task (default: %(default)s)")
+    p.add_argument("--frames", type=int, default=8, metavar="N", help="most frames of a layout (default: %(default)s)")
+    p.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="other seeds give other scenes (default: %(default)s)"
+    )
+    sizes = "side of the square images (default: %(default)s)"
+    p.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help=sizes)
     p.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer: store lengths for packing with it")
-    p.add_argument("--assets", type=Path, help="LIBERO asset folder (default: LIBERO_ASSETS, then the package's)")
-    p.add_argument("--workers", type=int, default=1, help="processes, or tasks at a time on a cluster (default: 1)")
-    p.add_argument("--address", help="Ray cluster to work on; its machines must see --out and the assets")
+    assets = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
+    p.add_argument("--assets", type=Path, metavar="DIR", help=assets)
+    workers = "processes, or tasks at a time on a cluster (default: %(default)s)"
+    p.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    cluster = "Ray cluster to work on, whose hosts must see --out and the assets (default: this machine alone)"
+    p.add_argument("--address", metavar="auto|HOST:PORT", help=cluster)
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     return p
 

@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="a dataset of episodes")
     p.add_argument("--format", required=True, choices=("lerobot", "rlds"), help="LeRobot version 3.0, or RLDS")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist")
-    p.add_argument("--fps", type=int, default=20, help="lerobot: steps per second (default: %(default)s, LIBERO's)")
+    p.add_argument(
+        "--fps", type=int, default=20, metavar="N", help="lerobot: steps per second (default: %(default)s, LIBERO's)"
+    )
     p.add_argument("--name", default="recordings", help="rlds: name of the dataset (default: %(default)s)")
     return p
 

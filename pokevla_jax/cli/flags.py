@@ -66,8 +66,14 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     )
 
 
-def checkpoint_step(text: str) -> int | Literal["best"]:
-    """The value of ``--step``."""
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--step``: a number, ``best``, or None for the newest."""
+    parser.add_argument(
+        "--step", type=_checkpoint_step, metavar="N|best", help="which checkpoint (default: the newest)"
+    )
+
+
+def _checkpoint_step(text: str) -> int | Literal["best"]:
     if text == "best":
         return "best"
     if not text.isdecimal():

@@ -38,20 +38,27 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, metavar="DIR", help="folder of the records; an interrupted run goes on"
     )
     p.add_argument(
-        "--image-size", type=int, metavar="N", help="reduce pictures for training (default: keep their size)"
+        "--image-size", type=int, metavar="PIXELS", help="reduce pictures for training (default: keep their size)"
     )
-    p.add_argument("--licence", help="licence of the data, if not the one known here")
-    p.add_argument("--workers", type=int, default=1, help="processes, or pieces at a time on a cluster (default: 1)")
-    p.add_argument("--address", help="Ray cluster to work on; its machines must see --data and --out")
-    p.add_argument("--shard-size", type=int, help="samples (2000) or episodes (50) per shard")
+    p.add_argument("--licence", metavar="NAME", help="licence of the data (default: the one known of the source)")
+    workers = "processes, or pieces at a time on a cluster (default: %(default)s)"
+    p.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
+    cluster = "Ray cluster to work on, whose hosts must see --data and --out (default: this machine alone)"
+    p.add_argument("--address", metavar="auto|HOST:PORT", help=cluster)
+    shards = "samples or episodes of a shard (default: 2000 samples, 50 episodes)"
+    p.add_argument("--shard-size", type=int, metavar="N", help=shards)
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     text = p.add_argument_group("image-text samples")
     text.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer: store lengths for packing with it")
-    text.add_argument("--num-frames", type=int, default=4, help="pictures taken of a video (default: %(default)s)")
-    text.add_argument("--annotation", help="llava: annotation file or pattern below --data")
+    text.add_argument(
+        "--num-frames", type=int, default=4, metavar="N", help="pictures taken of a video (default: %(default)s)"
+    )
+    text.add_argument("--annotation", metavar="PATTERN", help="llava: annotation file or pattern below --data")
     text.add_argument("--pillar", choices=corpus.PILLARS, help="llava: which part of the mixture")
     robot = p.add_argument_group("robot episodes")
-    robot.add_argument("--robot", help="which keys hold what: a known name or a JSON file (docs/add_your_data.md)")
+    robot.add_argument(
+        "--robot", metavar="NAME|FILE", help="which keys hold what: a known name or a JSON file (docs/add_your_data.md)"
+    )
     robot.add_argument("--name", help="name of the source or suite; shards are called by it")
     robot.add_argument("--split", default="train", help="rlds: which split (default: %(default)s)")
     robot.add_argument("--keep-failed", action="store_true", help="recordings: also episodes that failed")

@@ -28,15 +28,11 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; the process's exit status."""
     parser = flags.make_parser(__doc__.partition("\n")[0], EXAMPLES)
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:ARG]",
-        help="a file of configs/; override any of its keys with --config.KEY=VALUE",
-    )
+    flags.add_config(parser, required=False)
     parser.add_argument("--topology", required=True, metavar="CHIP:SIZES", help="a slice, such as v5e:16x16")
     parser.add_argument("--search", action="store_true", help="find the largest batch and cheapest remat that fit")
     parser.add_argument(
-        "--top", type=int, default=0, metavar="N", help="list the N source operations that take longest"
+        "--top", type=int, default=0, metavar="N", help="list the N longest source operations (default: none)"
     )
     parser.add_argument(
         "--calibrate",

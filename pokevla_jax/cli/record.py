@@ -22,7 +22,6 @@ from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.recorder import Recording
 from pokevla_jax.sim.recorder import ShardResult
 from pokevla_jax.sim.recorder import record
-from pokevla_jax.sim.scenes import KINDS
 from pokevla_jax.sim.scenes import check_kind
 from pokevla_jax.sim.tasks import list_tasks
 from pokevla_jax.sim.tasks import load_task
@@ -57,20 +56,33 @@ def parser() -> argparse.ArgumentParser:
     noise = Noise()
     p = flags.make_parser(__doc__, EXAMPLES)
     p.prog = "pokevla-record"
-    p.add_argument("--suite", default="libero_object", help="benchmark suite (default: %(default)s)")
+    p.add_argument("--suite", default="libero_object", metavar="NAME", help="benchmark suite (default: %(default)s)")
     p.add_argument("--tasks", "--task", default="0", help="0, 0,3, 0-4, a task's name, or all (default: %(default)s)")
-    p.add_argument("--episodes", type=int, required=True, help="layouts of each task to play")
-    p.add_argument("--layout-kind", default="moved", help=f"{', '.join(KINDS)} (default: %(default)s)")
-    p.add_argument("--layout-seed", type=int, default=0, help="other seeds give other layouts (default: %(default)s)")
-    p.add_argument("--out", type=Path, required=True, help="folder of the dataset; an interrupted recording goes on")
-    p.add_argument("--workers", type=int, default=1, help="processes, one core each (default: %(default)s)")
-    p.add_argument("--image-size", type=int, default=128, help="side of the square images (default: %(default)s)")
-    p.add_argument("--render-every", type=int, default=4, help="steps between rendered ones (default: %(default)s)")
-    p.add_argument("--renderer", default="fast", choices=("fast", "robosuite"), help="default: %(default)s")
-    p.add_argument("--assets", type=Path, help="LIBERO asset folder (default: LIBERO_ASSETS, then the package's)")
-    p.add_argument("--action-noise", type=float, default=noise.action, help="std on clean steps (default: %(default)s)")
-    p.add_argument("--burst", type=float, default=noise.burst, help="chance of a random burst per step (%(default)s)")
-    p.add_argument("--start-steps", type=int, default=noise.start_steps, help="random first steps, at most %(default)s")
+    p.add_argument("--episodes", type=int, required=True, metavar="N", help="layouts of each task to play")
+    kinds = "stored: LIBERO's own; moved: each task's scene; shared: the objects of many (default: %(default)s)"
+    p.add_argument("--layout-kind", default="moved", metavar="KIND", help=kinds)
+    seeds = "other seeds give other layouts (default: %(default)s)"
+    p.add_argument("--layout-seed", type=int, default=0, metavar="N", help=seeds)
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the dataset; an interrupted recording goes on"
+    )
+    p.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes, one core each (default: %(default)s)"
+    )
+    sizes = "side of the square images (default: %(default)s)"
+    p.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help=sizes)
+    every = "render every N-th step (default: %(default)s)"
+    p.add_argument("--render-every", type=int, default=4, metavar="N", help=every)
+    renderers = "fast, or robosuite's own, as published results use it (default: %(default)s)"
+    p.add_argument("--renderer", default="fast", choices=("fast", "robosuite"), help=renderers)
+    assets = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
+    p.add_argument("--assets", type=Path, metavar="DIR", help=assets)
+    clean = "standard deviation of the noise on clean steps (default: %(default)s)"
+    p.add_argument("--action-noise", type=float, default=noise.action, metavar="STD", help=clean)
+    bursts = "chance of a random burst per step (default: %(default)s)"
+    p.add_argument("--burst", type=float, default=noise.burst, metavar="CHANCE", help=bursts)
+    first = "most random first steps (default: %(default)s)"
+    p.add_argument("--start-steps", type=int, default=noise.start_steps, metavar="N", help=first)
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     return p
 

@@ -40,7 +40,7 @@ EXAMPLES = (
     "pokevla-serve --checkpoint runs/soup --host 0.0.0.0 --max-batch 16 --api-key-file key.txt",
     "# on the other machine: the evaluator, or anything that uses openpi-client",
     "python -m eval run --policy ws://HOST:8000 --suite libero_object --tasks 0 --layouts 20 --layout-seed 90000 \\",
-    "    --run-dir evaluations/soup",
+    "    --run-dir runs/eval/soup",
 )
 # What decides an action besides the weights.
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
@@ -51,13 +51,20 @@ def parser() -> argparse.ArgumentParser:
     p = flags.make_parser(__doc__, EXAMPLES)
     p.prog = "pokevla-serve"
     p.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or one step of it")
+    flags.add_step(p)
     p.add_argument(
-        "--step", type=flags.checkpoint_step, metavar="N|best", help="which checkpoint (default: the newest)"
+        "--host",
+        metavar="ADDRESS",
+        default="127.0.0.1",
+        help="where to listen (default: %(default)s, this machine alone)",
     )
     p.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)"
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="where to listen; 0 takes a free one and prints it (default: %(default)s)",
     )
-    p.add_argument("--port", type=int, default=8000, help="0 takes a free one and prints it (default: %(default)s)")
     p.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="observations computed at once (default: %(default)s)"
     )
@@ -67,9 +74,12 @@ def parser() -> argparse.ArgumentParser:
         help="always compute batches of --max-batch, padded: equal bits for an observation whatever the load",
     )
     p.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help=f"only clients with this key (default: ${API_KEY}, or none)"
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"admit only clients with the key in it (default: ${API_KEY}, or none)",
     )
-    p.add_argument("--max-clients", type=int, default=64, metavar="N", help="connections (default: %(default)s)")
+    p.add_argument("--max-clients", type=int, default=64, metavar="N", help="most connections (default: %(default)s)")
     p.add_argument(
         "--max-message-mib", type=int, default=16, metavar="N", help="longest message (default: %(default)s)"
     )
