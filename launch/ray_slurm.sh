@@ -53,9 +53,10 @@ RAY_ADDRESS=\"\$address:$PORT\" srun --overlap --nodes=1 --ntasks=1 --nodelist=\
   $(launch::quote bash launch/evaluate.sh "${TRAIN[@]}") &
 child=\$!
 while kill -0 \"\$child\" 2>/dev/null; do
-  status=0
-  wait \"\$child\" || status=\$?
+  wait \"\$child\"
 done
+wait \"\$child\"
+status=\$?
 rm -f \"\$RAY_AUTH_TOKEN_PATH\"
 if ((stopped)); then
   scontrol requeue \"\$SLURM_JOB_ID\"

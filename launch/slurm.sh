@@ -41,9 +41,10 @@ for attempt in {0..100}; do
   srun --kill-on-bad-exit=1 --label bash launch/train.sh $(launch::quote "${TRAIN[@]}") &
   child=\$!
   while kill -0 \"\$child\" 2>/dev/null; do
-    status=0
-    wait \"\$child\" || status=\$?
+    wait \"\$child\"
   done
+  wait \"\$child\"
+  status=\$?
   if ((stopped)); then
     scontrol requeue \"\$SLURM_JOB_ID\"
     exit 75
