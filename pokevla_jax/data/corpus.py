@@ -345,7 +345,14 @@ def read_shard(path: Path) -> tuple[dict[str, Any], pa.Table]:
         DataError: when they are not a shard of this format, or damaged.
     """
     with shards.opened(path) as file:
-        header = _parse_header(file.schema_arrow.metadata, path)
+        header = shards.parse_header(
+            file.schema_arrow.metadata,
+            path,
+            key=METADATA_KEY,
+            version=FORMAT,
+            types=_HEADER_TYPES,
+            foreign="a shard of conversations; move it out of the corpus's folder",
+        )
         names, rows = file.schema_arrow.names, file.metadata.num_rows
         if names != _SCHEMA.names or rows != header["num_samples"]:
             raise DataError(f"Table {path} has other columns or rows than its header says; restore it from a copy")
@@ -353,23 +360,6 @@ def read_shard(path: Path) -> tuple[dict[str, Any], pa.Table]:
     _check_columns(table, path)
     shards.check_records(path, header)
     return header, table
-
-
-def _parse_header(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str, Any]:
-    """The header in a table's metadata; raises ``DataError`` where it is not one of this format."""
-    if not metadata or METADATA_KEY not in metadata:
-        raise DataError(f"Table {path} is not a shard of conversations; move it out of the corpus's folder")
-    try:
-        header = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
-        raise DataError(f"Table {path} has a broken header ({error}); restore it from a copy or delete it") from error
-    version = header.get("format") if isinstance(header, dict) else None
-    if version != FORMAT:
-        raise DataError(f"Table {path} has format {version!r}, this version reads {FORMAT}")
-    for key, kind in _HEADER_TYPES.items():
-        if not isinstance(header.get(key), kind):
-            raise DataError(f"Table {path} has no valid {key!r} in its header; restore it from a copy or delete it")
-    return header
 
 
 def _check_columns(table: pa.Table, path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pokevla_jax.data import shards
 from pokevla_jax.data.codec import DataError
 
 FORMAT = 1
@@ -49,18 +50,15 @@ def parse_header(metadata: Mapping[bytes, bytes] | None, path: Path) -> dict[str
     Raises:
         DataError: when the table is not a shard of this format.
     """
-    if not metadata or METADATA_KEY not in metadata:
-        raise DataError(f"Table {path} is not a shard of episodes; move it out of the dataset's folder")
-    try:
-        header = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
-        raise DataError(f"Table {path} has a broken header ({error}); restore it from a copy or delete it") from error
-    version = header.get("format") if isinstance(header, dict) else None
-    if version != FORMAT:
-        raise DataError(f"Table {path} has format {version!r}, this version reads {FORMAT}; record it again or upgrade")
-    for key, kind in _HEADER_TYPES.items():
-        if not isinstance(header.get(key), kind):
-            raise DataError(f"Table {path} has no valid {key!r} in its header; restore it from a copy or delete it")
+    header = shards.parse_header(
+        metadata,
+        path,
+        key=METADATA_KEY,
+        version=FORMAT,
+        types=_HEADER_TYPES,
+        foreign="a shard of episodes; move it out of the dataset's folder",
+        remedy="record it again or upgrade",
+    )
     if not header["episodes"]:
         raise DataError(f"Table {path} holds no episode; delete it")
     for number, info in enumerate(header["episodes"]):
@@ -146,12 +144,12 @@ def validate(directory: Path, headers: Mapping[str, dict]) -> dict[str, Any]:
         return summary
     try:
         listed = json.loads(path.read_text())
-        version, shards = listed["format"], dict(listed["shards"])
+        version, entries = listed["format"], dict(listed["shards"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is not a manifest ({error!r}); delete it, it is rebuilt from the shards") from error
     if version != FORMAT:
         raise DataError(f"{path} has format {version!r}, this version reads {FORMAT}; upgrade or record again")
-    for name, entry in shards.items():
+    for name, entry in entries.items():
         if name not in summary["shards"]:
             raise DataError(
                 f"{path} lists shard {name!r}, which is missing; restore it, or delete {NAME} to go on without"

@@ -1,5 +1,6 @@
 """What shards of episodes and of conversations share: a table, and the records of the same name beside it."""
 
+import json
 import re
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -53,6 +54,45 @@ def opened(path: Path) -> Iterator[pq.ParquetFile]:
         if rows > MAX_ROWS:
             raise DataError(f"Table {path} states {rows} rows, more than the limit of {MAX_ROWS}; split the shard")
         yield file
+
+
+def parse_header(
+    metadata: Mapping[bytes, bytes] | None,
+    path: Path,
+    *,
+    key: bytes,
+    version: int,
+    types: Mapping[str, Any],
+    foreign: str,
+    remedy: str = "",
+) -> dict[str, Any]:
+    """The header in a table's metadata.
+
+    Args:
+        metadata: of the table's schema.
+        path: the table, for messages.
+        key: where the header lies.
+        version: of the format that is read.
+        types: of the header's values, as ``isinstance`` takes them.
+        foreign: what a table without a header is not, and what to do about it.
+        remedy: what to do about another version, if anything.
+
+    Raises:
+        DataError: when the table is not a shard of this kind and format.
+    """
+    if not metadata or key not in metadata:
+        raise DataError(f"Table {path} is not {foreign}")
+    try:
+        header = json.loads(metadata[key])
+    except ValueError as error:
+        raise DataError(f"Table {path} has a broken header ({error}); restore it from a copy or delete it") from error
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != version:
+        raise DataError(f"Table {path} has format {found!r}, this version reads {version}{remedy and f'; {remedy}'}")
+    for name, kind in types.items():
+        if not isinstance(header.get(name), kind):
+            raise DataError(f"Table {path} has no valid {name!r} in its header; restore it from a copy or delete it")
+    return header
 
 
 def check_records(table: Path, header: Mapping[str, Any]) -> None:
