@@ -36,10 +36,10 @@ MAY_IMPORT = {
     "eval": ("typing", "config", "data", "sim", "checkpoints", "policy", "vlm", "serving", "terminal"),
     "configs": ("config", "models"),
 }
-# Modules that may import more than their part: what stores what it simulates, and words it as the adapters do.
+# Modules that may import more than their part: what stores what it simulates, and words and splits it as data is.
 EXCEPTIONS = {
     f"pokevla_jax.sim.{module}": ("data",)
-    for module in ("recorder", "corpus.build", "corpus.phrasings", "corpus.samples", "corpus.sheet")
+    for module in ("recorder", "corpus.build", "corpus.phrasings", "corpus.samples", "corpus.sheet", "corpus.splits")
 }
 # Libraries, and the only parts that may import them. Loader workers and simulators are processes of their own: JAX
 # would take seconds to import there, and a TPU cannot be opened twice.

@@ -1,11 +1,12 @@
 """Stratified samples: fewer episodes in the proportions of all, nested, and the same whatever the order of the list."""
 
 import collections
-import hashlib
 from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Sequence
 from typing import TypeVar
+
+from pokevla_jax.data import hashing
 
 Item = TypeVar("Item")
 
@@ -41,5 +42,4 @@ def stratified(
 
 def _uniform(seed: int, text: str) -> float:
     """A number in [0, 1) that depends on the seed and the text alone."""
-    digest = hashlib.sha256(f"{seed} {text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return hashing.uniform(f"{seed} {text}")

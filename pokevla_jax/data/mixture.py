@@ -131,11 +131,6 @@ def check_names(key: str, weights: Mapping[str, float], names: Sequence[str]) ->
         raise DataError(f"config.data.{key} names {unknown[0]!r}; the data has {', '.join(names)}")
 
 
-def is_held_out(name: str, fraction: float) -> bool:
-    """Whether the hash of a name falls below ``fraction``: the same whatever else there is."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 < fraction
-
-
 def digest(parts: Sequence[Part], data: DataConfig) -> str:
     """Short name of a mixture: equal for equal samples, weights and packing."""
     described: list[Any] = [[part.name, part.weight, hashlib.sha256(part.ids.tobytes()).hexdigest()] for part in parts]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pokevla_jax.config import Config
+from pokevla_jax.data import hashing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.corpus import PILLARS
 from pokevla_jax.data.corpus import Corpus
@@ -26,7 +27,6 @@ from pokevla_jax.data.mixture import Order
 from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.mixture import check_names
 from pokevla_jax.data.mixture import digest
-from pokevla_jax.data.mixture import is_held_out
 from pokevla_jax.data.mixture import weighted_parts
 from pokevla_jax.data.schema import stage1_batch_spec
 from pokevla_jax.data.tokenize import Tokenizer
@@ -274,7 +274,7 @@ def held_out(config: Config, corpus: Corpus) -> Bool[np.ndarray, " n"]:
     if config.data.holdout_fraction > 0:
         for index in np.flatnonzero(silent):
             name = f"{corpus.sources[corpus.source[index]]}/{corpus.ids[int(index)].as_py()}"
-            chosen[index] = is_held_out(name, config.data.holdout_fraction)
+            chosen[index] = hashing.uniform(name) < config.data.holdout_fraction
     return chosen
 
 

@@ -5,7 +5,6 @@ its augmentation is seeded by (seed, epoch, row).
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Literal
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from pokevla_jax.config import Config
+from pokevla_jax.data import hashing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.conventions import noop_steps
 from pokevla_jax.data.iterator import TrainIterator
@@ -134,7 +134,7 @@ def _held_out(dataset: EpisodeDataset, fraction: float) -> Bool[np.ndarray, " e"
 
     An episode's split thus does not change when others are added.
     """
-    hashes = [int.from_bytes(hashlib.sha256(info.id.encode()).digest()[:8], "big") / 2**64 for info in dataset.episodes]
+    hashes = [hashing.uniform(info.id) for info in dataset.episodes]
     held_out = np.array(hashes) < fraction
     if fraction > 0 and len(hashes) > 1 and not held_out.any():
         held_out[np.argmin(hashes)] = True

@@ -4,8 +4,7 @@ Which side something is on follows from its name alone: more layouts or another 
 from one side to the other.
 """
 
-import hashlib
-
+from pokevla_jax.data import hashing
 from pokevla_jax.sim.corpus.phrasings import TYPES
 
 HELD_OUT_TASKS = {
@@ -29,8 +28,7 @@ def is_held_out_task(suite: str, task: int) -> bool:
 
 def is_held_out_layout(suite: str, task: int, seed: int, layout: int) -> bool:
     """Whether a layout of a training task is kept out."""
-    name = f"{suite}/{task}/{seed}/{layout}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64 < HELD_OUT_LAYOUTS
+    return hashing.uniform(f"{suite}/{task}/{seed}/{layout}") < HELD_OUT_LAYOUTS
 
 
 def is_held_out_phrasing(type_: str, phrasing: int) -> bool:
