@@ -17,6 +17,7 @@ from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
 RESAMPLES = 10_000
+_CELLS = 1 << 20
 
 
 class Interval(NamedTuple):
@@ -157,17 +158,29 @@ def clustered_bootstrap(
     if not len(labels) or sizes.min() < 2:
         return Resampled(None, None)
     rng = np.random.default_rng(seed)
-    drawn = np.zeros((2, resamples, totals.shape[1]))
-    for label, size in zip(labels, sizes, strict=True):
-        # How often each cluster is drawn; a draw of clusters is a matrix product instead of a gather.
-        times = rng.multinomial(size, np.full(size, 1 / size), size=resamples)
-        members = strata == label
-        drawn += np.stack([times @ totals[members], times @ counts[members]])
-    sums, episodes = drawn
+    columns = np.concatenate([totals, counts], axis=1)
+    drawn = sum(_resampled(columns[strata == label], resamples, rng) for label in labels)
+    sums, episodes = np.split(drawn, 2, axis=1)
     with np.errstate(invalid="ignore"):
         macro = (sums / episodes).mean(axis=1)
         pooled = sums.sum(axis=1) / episodes.sum(axis=1)
     return Resampled(_percentiles(pooled, confidence), _percentiles(macro, confidence))
+
+
+def _resampled(
+    columns: Float[np.ndarray, "clusters columns"], resamples: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draws columns"]:
+    """The columns' sums over as many clusters as there are, drawn with replacement."""
+    size = len(columns)
+    # All draws of many clusters at once would fill the memory.
+    step = max(1, _CELLS // size)
+    # How often each cluster is drawn; a draw of clusters is a matrix product instead of a gather.
+    return np.concatenate(
+        [
+            rng.multinomial(size, np.full(size, 1 / size), min(step, resamples - start)) @ columns
+            for start in range(0, resamples, step)
+        ]
+    )
 
 
 def _percentiles(means: Float[np.ndarray, "draws"], confidence: float) -> Interval | None:

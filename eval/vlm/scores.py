@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from eval.statistics import Interval
+from eval.statistics import clustered_bootstrap
 from eval.statistics import wilson
 from eval.vlm.questions import Box
 from eval.vlm.questions import Form
@@ -77,11 +78,7 @@ def overlap(a: Box | None, b: Box) -> float:
     """Intersection over union of two boxes; 0 without a box."""
     if a is None:
         return 0.0
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - shared
-    return shared / union if union > 0 else 0.0
+    return float(overlaps(np.array([a]), np.array([b]))[0, 0])
 
 
 def score(question: Question, answer: str) -> float:
@@ -112,10 +109,12 @@ def best_constant(questions: Sequence[Question]) -> str:
 def overlaps(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
     """``overlap`` of every pair."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=-1)
-    area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b))
-    union = area_a[:, None] + area_b[None] - shared
-    return np.where(union > 0, shared / np.maximum(union, 1e-12), 0.0)
+    # An answer may state any number, and numbers without end overlap with nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        shared = np.prod(np.maximum(high - low, 0), axis=-1)
+        area_a, area_b = (np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b))
+        union = area_a[:, None] + area_b[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _best_point(masks: Sequence[np.ndarray]) -> np.ndarray:
@@ -246,18 +245,11 @@ def _threshold(values: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(values: Float[np.ndarray, " n"], clusters: Int[np.ndarray, " n"], seed: int = 0) -> Interval:
-    """Percentile 95 % interval of the mean, resampling whole clusters.
+    """Percentile 95 % interval of the mean, resampling whole clusters; of no width where no draw changes the mean.
 
     Source: Davison and Hinkley, Bootstrap Methods and their Application (1997), section 3.8.
     """
-    count = int(clusters.max()) + 1
-    sums = np.bincount(clusters, values, count)
-    sizes = np.bincount(clusters, minlength=count)
-    rng = np.random.default_rng(seed)
-    means = []
-    # A few at a time: all resamples of many clusters would fill the memory.
-    for start in range(0, RESAMPLES, 100):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), min(100, RESAMPLES - start))
-        means.append(drawn @ sums / (drawn @ sizes))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    sums, sizes = np.bincount(clusters, values)[:, None], np.bincount(clusters)[:, None]
+    one_stratum = np.zeros(len(sums), int)
+    interval = clustered_bootstrap(sums, sizes, one_stratum, resamples=RESAMPLES, seed=seed).pooled
+    return interval or Interval(float(values.mean()), float(values.mean()))
