@@ -15,9 +15,10 @@ from eval.breakdown import split
 from eval.breakdown import suite_of
 from eval.breakdown import task_of
 from eval.errors import EvaluationError
-from eval.results import FINAL
 from eval.results import Record
 from eval.results import RunFolder
+from eval.results import by_base_id
+from eval.results import decided
 from eval.statistics import Pairs
 from eval.statistics import clustered_bootstrap
 from eval.statistics import mcnemar_exact
@@ -39,19 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
-def decided(folder: RunFolder) -> dict[str, Record]:
-    """The successes and failures of a run, by the id of the episode without its control, so that controls pair."""
-    records = folder.records()
-    found = {spec.base_id: records[spec.id] for spec in folder.specs() if spec.id in records}
-    return {key: record for key, record in found.items() if record["outcome"] in FINAL}
-
-
-def check_comparable(a: RunFolder, b: RunFolder) -> None:
+def check_comparable(a: RunFolder, b: RunFolder, remedy: str) -> None:
     """Raises ``EvaluationError`` when the two were simulated under different conditions, naming the first."""
     ours, theirs = a.protocol(), b.protocol()
     if ours.simulation_hash != theirs.simulation_hash:
         change = next(line for line in ours.differences(theirs) if line.startswith("simulation"))
-        raise EvaluationError(f"{a.path} and {b.path} were simulated differently ({change}); run one of them again")
+        raise EvaluationError(f"{a.path} and {b.path} were simulated differently ({change}); {remedy}")
 
 
 def pair(a: Mapping[str, Record], b: Mapping[str, Record]) -> list[Pair]:
@@ -115,8 +109,8 @@ def compare(a: Sequence[Path], b: Sequence[Path]) -> dict[str, Any]:
     alone = 0
     for path_a, path_b in zip(a, b, strict=True):
         left, right = RunFolder(path_a), RunFolder(path_b)
-        check_comparable(left, right)
-        records_a, records_b = decided(left), decided(right)
+        check_comparable(left, right, "run one of them again")
+        records_a, records_b = (decided(by_base_id(run.specs(), run.records())) for run in (left, right))
         common = pair(records_a, records_b)
         alone += len(records_a) + len(records_b) - 2 * len(common)
         pairs += common

@@ -72,12 +72,10 @@ def merge(folders: Sequence[RunFolder]) -> Merged:
     for number, folder in enumerate(folders):
         if any(folder.path.resolve() == other.path.resolve() for other in folders[:number]):
             raise EvaluationError(f"{folder.path} is given twice; each of its records would count as a duplicate")
-        differences = folder.protocol().differences(first)
-        if differences:
-            more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        if difference := folder.protocol().difference(first):
             raise EvaluationError(
-                f"{folder.path} has another protocol than {folders[0].path} ({differences[0]}{more}); results of "
-                "different protocols are never merged"
+                f"{folder.path} has another protocol than {folders[0].path} ({difference}); results of different "
+                "protocols are never merged"
             )
     result = Merged()
     found: dict[str, list[tuple[Path, Record]]] = {}

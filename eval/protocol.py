@@ -73,6 +73,11 @@ class Protocol:
             lines += [f"{half} {key}: {mine.get(key)}, not {theirs.get(key)}" for key in changed]
         return lines
 
+    def difference(self, other: "Protocol") -> str:
+        """The first of ``differences`` and how many more there are; empty where there is none."""
+        first, *more = self.differences(other) or [""]
+        return f"{first} and {len(more)} more" if more else first
+
 
 def simulation_half(assets: Assets, preset: Preset) -> dict[str, Any]:
     """What decides physics, pixels and budgets: the simulator's facts and the evaluator's own choices."""

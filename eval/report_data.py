@@ -24,7 +24,9 @@ from eval.breakdown import tally
 from eval.breakdown import task_of
 from eval.breakdown import timing
 from eval.compare import Pair
+from eval.compare import check_comparable
 from eval.compare import comparison
+from eval.compare import pair
 from eval.compare import split_pairs
 from eval.control_data import read_controls
 from eval.errors import EvaluationError
@@ -35,6 +37,8 @@ from eval.report_controls import verdicts
 from eval.results import FINAL
 from eval.results import Record
 from eval.results import RunFolder
+from eval.results import by_base_id
+from eval.results import decided
 
 KINDS = {
     "moved": "moved layouts",
@@ -69,7 +73,7 @@ class Run:
     @property
     def decided(self) -> dict[str, Record]:
         """Successes and failures, likewise."""
-        return {key: record for key, record in self.records.items() if record["outcome"] in FINAL}
+        return decided(self.records)
 
 
 def load_all(arguments: Sequence[str]) -> list[Run]:
@@ -112,7 +116,7 @@ def load_run(folder: RunFolder, label: str = "") -> Run:
         role=role_of(summary["policy"]),
         summary=summary,
         specs={spec.base_id: spec for spec in specs},
-        records={spec.base_id: records[spec.id] for spec in specs if spec.id in records},
+        records=by_base_id(specs, records),
     )
 
 
@@ -132,7 +136,8 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
     result = []
     for kind in dict.fromkeys(run.kind for run in runs):
         members = [run for run in runs if run.kind == kind]
-        _check_simulations(members)
+        for member in members[1:]:
+            check_comparable(members[0].folder, member.folder, "give them a report each")
         labels = dict.fromkeys(run.label for run in members)
         groups = [Group.of([run for run in members if run.label == label]) for label in labels]
         main, others = groups[0], groups[1:]
@@ -164,18 +169,6 @@ def sections(runs: Sequence[Run]) -> list[dict[str, Any]]:
             }
         )
     return result
-
-
-def _check_simulations(runs: Sequence[Run]) -> None:
-    hashes = {run.summary["protocol"]["simulation_hash"]: run for run in runs}
-    if len(hashes) > 1:
-        a, b = list(hashes.values())[:2]
-        change = next(
-            line for line in a.folder.protocol().differences(b.folder.protocol()) if line.startswith("simulation")
-        )
-        raise EvaluationError(
-            f"{a.folder.path} and {b.folder.path} were simulated differently ({change}); give them a report each"
-        )
 
 
 @dataclass(frozen=True)
@@ -240,9 +233,9 @@ class Matched:
     def facts(self) -> dict[str, Any]:
         """What the report says about it: rates on the shared episodes, and how many of its own are left out."""
         shared = second(self.pairs)
-        decided = sum(record["outcome"] in FINAL for record in self.other.records)
+        own = sum(record["outcome"] in FINAL for record in self.other.records)
         return self.other.facts(shared) | {
-            "unpaired": decided - len(shared),
+            "unpaired": own - len(shared),
             "difference": comparison(self.pairs),
         }
 
@@ -265,8 +258,7 @@ def match(main: Sequence[Run], other: Sequence[Run]) -> list[Pair]:
         best = max(candidates, key=lambda o: len(run.decided.keys() & o.decided.keys()))
         if len(other) >= len(main):
             free.remove(best)
-        theirs = best.decided
-        pairs += [(record, theirs[key]) for key, record in run.decided.items() if key in theirs]
+        pairs += pair(run.decided, best.decided)
     return pairs
 
 

@@ -71,11 +71,9 @@ class RunFolder:
     def _check(self, specs: Sequence[EpisodeSpec], protocol: Protocol) -> None:
         known = self.protocol()
         if known.hash != protocol.hash:
-            changes = protocol.differences(known)
-            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise EvaluationError(
-                f"{self.path} holds results of another protocol ({changes[0]}{more}); results of different protocols "
-                "are never merged: choose another --run-dir"
+                f"{self.path} holds results of another protocol ({protocol.difference(known)}); results of different "
+                "protocols are never merged: choose another --run-dir"
             )
         if [spec.id for spec in specs] != [spec.id for spec in self.specs()]:
             raise EvaluationError(
@@ -233,6 +231,16 @@ class RunFolder:
             if not isinstance(values, dict) or key not in values:
                 raise EvaluationError(f"{path} has no {key!r}; restore it from a copy")
         return values
+
+
+def by_base_id(specs: Iterable[EpisodeSpec], records: Mapping[str, Record]) -> dict[str, Record]:
+    """``records`` by the id of the episode without its control, so that a policy's and its control's pair."""
+    return {spec.base_id: records[spec.id] for spec in specs if spec.id in records}
+
+
+def decided(records: Mapping[str, Record]) -> dict[str, Record]:
+    """The successes and failures among ``records``."""
+    return {key: record for key, record in records.items() if record["outcome"] in FINAL}
 
 
 def manifest_digest(specs: Iterable[EpisodeSpec]) -> str:
