@@ -121,5 +121,5 @@ def run_episode(
                     environment.observe()
             if rollout.success:
                 break
-    rollout.final_state = hashlib.sha256(np.ascontiguousarray(environment.sim_state()).tobytes()).hexdigest()[:16]
+    rollout.final_state = hashlib.sha256(environment.sim_state().tobytes()).hexdigest()[:16]
     return rollout

@@ -17,6 +17,7 @@ from pokevla_jax.sim import bddl
 from pokevla_jax.sim.assets import Assets
 from pokevla_jax.sim.errors import AssetError
 from pokevla_jax.sim.errors import SimulationError
+from pokevla_jax.sim.geometry import descendants
 from pokevla_jax.sim.rendering import CAMERAS
 from pokevla_jax.sim.rendering import Camera
 from pokevla_jax.sim.rendering import FastRenderer
@@ -366,12 +367,7 @@ class LiberoEnvironment:
                 # A region of an object (a drawer, a shelf): the moving part it is fixed to. Regions of the table or the
                 # floor have nothing of their own to see.
                 roots.add(self.model.site(name).bodyid[0])
-        members = set()
-        for body in range(self.model.nbody):
-            # Parents come before children in MuJoCo's numbering.
-            if body in roots or self.model.body_parentid[body] in members:
-                members.add(body)
-        return np.isin(self.model.geom_bodyid, list(members)).astype(np.uint8)
+        return np.isin(self.model.geom_bodyid, list(descendants(self.model, roots))).astype(np.uint8)
 
     def close(self) -> None:
         """Frees the simulator and its OpenGL context; may be called twice, and is called at exit."""

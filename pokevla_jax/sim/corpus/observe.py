@@ -16,6 +16,8 @@ from pokevla_jax.sim.corpus.facts import Thing
 from pokevla_jax.sim.corpus.facts import View
 from pokevla_jax.sim.environment import VIEWS
 from pokevla_jax.sim.environment import LiberoEnvironment
+from pokevla_jax.sim.geometry import box_corners
+from pokevla_jax.sim.geometry import descendants
 from pokevla_jax.sim.tasks import load_init_states
 from pokevla_jax.typing import Float
 
@@ -74,7 +76,7 @@ class Observer:
         self.surface = min(float(center[2] - half[2]) for center, half in boxes)
 
     def _add(self, name: str, root: int) -> None:
-        words, everything = kinds.kind_of(name), _descendants(self._environment.model, root)
+        words, everything = kinds.kind_of(name), descendants(self._environment.model, [root])
         is_object = name in self._environment.sim_env.objects_dict
         labels = {self._label(everything)}
         parts = []
@@ -89,7 +91,7 @@ class Observer:
 
     def _part(self, fixture: str, words: kinds.Kind, part: kinds.PartKind) -> _Body:
         model = self._environment.model
-        bodies = _descendants(model, model.body(f"{fixture}_{part.body}").id)
+        bodies = descendants(model, [model.body(f"{fixture}_{part.body}").id])
         label, grip = self._label(bodies), self._label(bodies, grip=True)
         receives: Literal["in"] | None = "in" if part.noun.endswith("drawer") else None
         # "The stove is on", though its knob is what turns.
@@ -234,11 +236,10 @@ class Observer:
         model, data = self._environment.model, self._environment.data
         (root,) = [b for b in body.bodies if model.body_parentid[b] not in body.bodies]
         rotation = data.xmat[root].reshape(3, 3)
-        corners = []
-        for geom in self._geoms(body, 0):
-            signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-            local = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
-            corners.append(local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
+        corners = [
+            box_corners(model, geom, data.geom_xpos[geom], data.geom_xmat[geom].reshape(3, 3))
+            for geom in self._geoms(body, 0)
+        ]
         own = (np.concatenate(corners) - data.xpos[root]) @ rotation
         half = 0.5 * np.ptp(own, axis=0)
         lying = np.abs(rotation[2]) < 0.6
@@ -279,7 +280,7 @@ class Observer:
         model, data = self._environment.model, self._environment.data
         touched: list[set[str]] = []
         for side in ("left", "right"):
-            finger = _descendants(model, model.body(f"gripper0_{side}finger").id)
+            finger = descendants(model, [model.body(f"gripper0_{side}finger").id])
             bodies = model.geom_bodyid[data.contact.geom[: data.ncon]]
             found = set()
             for a, b in bodies:
@@ -378,13 +379,3 @@ def _state(part: kinds.PartKind, position: float) -> str:
     if sign * position <= sign * part.closed:
         return "closed" if part.verb == "open" else "off"
     return "unclear"
-
-
-def _descendants(model: mujoco.MjModel, root: int) -> frozenset[int]:
-    """A body and everything that hangs on it."""
-    members = {root}
-    for body in range(root + 1, model.nbody):
-        # Parents come before children in MuJoCo's numbering.
-        if int(model.body_parentid[body]) in members:
-            members.add(body)
-    return frozenset(members)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import mujoco
 import numpy as np
 
 from pokevla_jax.sim.experts.hand import CLOSE
@@ -85,20 +84,8 @@ class Rim:
     height: float
 
 
-def solid_points(model: mujoco.MjModel, body: int) -> Float[np.ndarray, "n 3"]:
-    """Corners of the boxes around everything of a body that can collide, in the body's coordinates."""
-    signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T
-    corners = []
-    for geom in np.flatnonzero((model.geom_bodyid == body) & (model.geom_group == 0)):
-        rotation = np.empty(9)
-        mujoco.mju_quat2Mat(rotation, model.geom_quat[geom])
-        local = model.geom_aabb[geom, :3] + signs * model.geom_aabb[geom, 3:]
-        corners.append(local @ rotation.reshape(3, 3).T + model.geom_pos[geom])
-    return np.concatenate(corners)
-
-
 def find_rim(points: Float[np.ndarray, "n 3"]) -> Rim:
-    """The rim of an object whose colliding parts surround the z axis of its body; ``points`` are ``solid_points``."""
+    """The rim of an object whose colliding parts surround the z axis of its body; ``points``: its ``solid_points``."""
     top = points[:, 2].max()
     edge = points[points[:, 2] > top - 0.01]
     return Rim(float(np.median(np.linalg.norm(edge[:, :2], axis=1))), float(top))

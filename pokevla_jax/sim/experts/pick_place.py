@@ -12,7 +12,6 @@ from pokevla_jax.sim.experts.grasps import box_grasps
 from pokevla_jax.sim.experts.grasps import choose_grasp
 from pokevla_jax.sim.experts.grasps import find_rim
 from pokevla_jax.sim.experts.grasps import rim_grasps
-from pokevla_jax.sim.experts.grasps import solid_points
 from pokevla_jax.sim.experts.hand import CLOSE
 from pokevla_jax.sim.experts.hand import OPEN
 from pokevla_jax.sim.experts.hand import Hand
@@ -21,6 +20,7 @@ from pokevla_jax.sim.experts.hand import move
 from pokevla_jax.sim.experts.hand import read_hand
 from pokevla_jax.sim.experts.obstacles import Obstacles
 from pokevla_jax.sim.geometry import collision_box
+from pokevla_jax.sim.geometry import solid_points
 from pokevla_jax.typing import Float
 
 # What is carried passes this far above what it passes over; open fingers, whose tips are 9 mm below the grip site, too.
