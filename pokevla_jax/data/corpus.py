@@ -271,29 +271,15 @@ class Corpus:
             table[name].to_numpy().astype(np.int32) for name in ("num_images", "words", "tokens")
         )
         self._starts = np.cumsum([0, *(header["num_samples"] for header in self.headers)])
-        self._readers: dict[int, Any] = {}
+        self._records = shards.RecordFiles(directory, self.shards)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_readers": {}}
-
     def __getitem__(self, index: int) -> CorpusSample:
         """Sample ``index``; raises ``DataError`` naming file and record where it cannot be read."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record = int(index - self._starts[shard])
-        path = self.directory / f"{self.shards[shard]}.arrayrecord"
-        try:
-            if shard not in self._readers:
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-            (data,) = self._readers[shard].read([record])
-            return decode_sample(data)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
-                f"delete {path.stem}.parquet to go on without it"
-            ) from error
+        return self._records.read(shard, int(index - self._starts[shard]), decode_sample)
 
     def text_lengths(self, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
         """Text tokens of every sample under ``tokenizer``.

@@ -10,7 +10,6 @@ not exist, whatever else was left behind. Several processes may write different 
 import functools
 import json
 import os
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +39,7 @@ from pokevla_jax.data.episode import from_table
 from pokevla_jax.data.episode import info_from_json
 from pokevla_jax.data.episode import info_to_json
 from pokevla_jax.data.episode import to_table
+from pokevla_jax.data.shards import RecordFiles
 
 __all__ = [
     "DataError",
@@ -169,15 +169,11 @@ class EpisodeDataset:
         self.shard: np.ndarray = columns["shard"]
         self.starts: np.ndarray = np.append(np.searchsorted(self.episode, np.arange(len(infos))), len(self.episode))
         self.gripper_dims, self.absolute_actions = _action_meaning(directory, manifest, self.action.shape[1])
-        self._readers: dict[int, Any] = {}
+        self._records = RecordFiles(directory, shards, manifests.NAME)
 
     def __len__(self) -> int:
         """Steps in the dataset, rendered or not."""
         return len(self.step)
-
-    def __getstate__(self) -> dict:
-        # Open files do not travel to worker processes; each opens its own.
-        return {**self.__dict__, "_readers": {}}
 
     def frame(self, shard: int, record: int, *, masks: bool = True, depth: bool = True) -> Frame:
         """The frame stored as entry ``record`` of shard ``shard`` (an index into ``shards``).
@@ -185,33 +181,18 @@ class EpisodeDataset:
         Raises:
             DataError: when the entry cannot be read, naming file and index.
         """
-        frame = self._stored(shard, record, functools.partial(decode_frame, masks=masks, depth=depth))
-        path = self.directory / f"{self.shards[shard]}.arrayrecord"
+        frame = self._records.read(shard, record, functools.partial(decode_frame, masks=masks, depth=depth))
         for view in self.views:
             if view not in frame.images or frame.images[view].shape[:2] != self.image_size:
                 raise DataError(
-                    f"Record {record} of {path} lacks view {view!r} at {self.image_size}; record the shard again"
+                    f"Record {record} of {self._records.path(shard)} lacks view {view!r} at {self.image_size}; record "
+                    "the shard again"
                 )
         return frame
 
-    def _stored(self, shard: int, record: int, decode: Callable[[bytes], Any]) -> Any:
-        """What ``decode`` makes of an entry."""
-        path = self.directory / f"{self.shards[shard]}.arrayrecord"
-        try:
-            if shard not in self._readers:
-                # Without read-ahead: access is random.
-                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-            (data,) = self._readers[shard].read([int(record)])
-            return decode(data)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise DataError(
-                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
-                f"delete {path.stem}.parquet and manifest.json to go on without it"
-            ) from error
-
     def jpegs_at(self, row: int) -> dict[str, bytes]:
         """The stored JPEG file of each view of a row, which must have been rendered."""
-        return self._stored(int(self.shard[row]), int(self.record[row]), frame_jpegs)
+        return self._records.read(int(self.shard[row]), int(self.record[row]), frame_jpegs)
 
     def frame_at(self, row: int, *, masks: bool = True, depth: bool = True) -> Frame:
         """The frame of a row, which must have been rendered."""

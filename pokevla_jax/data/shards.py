@@ -2,16 +2,22 @@
 
 import json
 import re
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from array_record.python import array_record_module
 
 from pokevla_jax.data.codec import DataError
+
+T = TypeVar("T")
 
 MAX_ROWS = 20_000_000
 MAX_METADATA_BYTES = 256 << 20
@@ -105,3 +111,41 @@ def check_records(table: Path, header: Mapping[str, Any]) -> None:
             f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
             f"delete {table.name} to go on without the shard"
         )
+
+
+class RecordFiles:
+    """The records of a folder's shards; safe to pickle and to read from several threads.
+
+    Args:
+        directory: the folder.
+        shards: their names, in order.
+        listing: the file that lists the shards beside their tables, if any does.
+    """
+
+    def __init__(self, directory: Path, shards: Sequence[str], listing: str | None = None):
+        self._directory, self._shards, self._listing = directory, tuple(shards), listing
+        self._readers: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict:
+        # Open files do not travel to worker processes; each opens its own.
+        return {**self.__dict__, "_readers": {}}
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard, an index into ``shards``."""
+        return self._directory / f"{self._shards[shard]}.arrayrecord"
+
+    def read(self, shard: int, record: int, decode: Callable[[bytes], T]) -> T:
+        """What ``decode`` makes of entry ``record`` of a shard; raises ``DataError`` where it cannot be read."""
+        path = self.path(shard)
+        try:
+            if shard not in self._readers:
+                # Without read-ahead: access is random.
+                self._readers[shard] = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            (data,) = self._readers[shard].read([int(record)])
+            return decode(data)
+        except (RuntimeError, ValueError, IndexError) as error:
+            tables = f"{path.stem}.parquet" + (f" and {self._listing}" if self._listing else "")
+            raise DataError(
+                f"Record {record} of {path} cannot be read: {str(error)[:200]}; restore the shard from a copy, or "
+                f"delete {tables} to go on without it"
+            ) from error
