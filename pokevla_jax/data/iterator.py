@@ -19,6 +19,7 @@ from absl import flags
 
 from pokevla_jax.config import Config
 from pokevla_jax.data.codec import DataError
+from pokevla_jax.typing import Int
 
 _MAX_THREADS = 16
 # More steps than any run has; Grain wants a length.
@@ -160,6 +161,12 @@ def local_rows(config: Config, process_index: int, process_count: int) -> slice:
             f"{max(local, 1) * process_count}"
         )
     return slice(process_index * local, (process_index + 1) * local)
+
+
+def spread(total: int, batch_size: int, max_batches: int | None) -> Int[np.ndarray, " n"]:
+    """Indices of as many items as ``max_batches`` hold, evenly spread over ``total``; all of them without a limit."""
+    count = total if max_batches is None else min(total, max_batches * batch_size)
+    return np.arange(count) * total // max(count, 1)
 
 
 def check_batch(batch: Mapping[str, np.ndarray], spec: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from pokevla_jax.data.corpus import decode_image
 from pokevla_jax.data.iterator import TrainIterator
 from pokevla_jax.data.iterator import check_batch
 from pokevla_jax.data.iterator import local_rows
+from pokevla_jax.data.iterator import spread
 from pokevla_jax.data.mixture import Order
 from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.mixture import check_names
@@ -228,11 +229,10 @@ def packed_holdout(
     ids = np.flatnonzero(held_out(config, corpus) & _fits(config, corpus, lengths))
     plan = plan_rows(ids, lengths[ids], corpus.num_images[ids], config.data.pack_length, config.data.pack_images)
     local, build = local_rows(config, process_index, process_count), _RowBuilder(config, corpus, tokenizer)
-    limit = len(plan) if max_batches is None else min(len(plan), max_batches * config.batch_size)
-    rows = np.arange(limit) * len(plan) // max(limit, 1)
-    for start in range(0, limit, config.batch_size):
+    rows = spread(len(plan), config.batch_size, max_batches)
+    for start in range(0, len(rows), config.batch_size):
         places = start + np.arange(local.start, local.stop)
-        yield build([plan[int(rows[place])] if place < limit else np.zeros(0, np.int64) for place in places])
+        yield build([plan[int(rows[place])] if place < len(rows) else np.zeros(0, np.int64) for place in places])
 
 
 def corpus_parts(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> tuple[list[Part], Int[np.ndarray, " n"]]:

@@ -18,6 +18,7 @@ from pokevla_jax.data.conventions import noop_steps
 from pokevla_jax.data.iterator import TrainIterator
 from pokevla_jax.data.iterator import check_batch
 from pokevla_jax.data.iterator import local_rows
+from pokevla_jax.data.iterator import spread
 from pokevla_jax.data.mixture import Order
 from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.mixture import digest
@@ -99,18 +100,16 @@ def holdout_batches(
     """
     _check_fit(config, dataset, tokenizer)
     rows = sample_rows(config, dataset, "holdout")
-    limit = len(rows) if max_batches is None else min(len(rows), max_batches * config.batch_size)
-    # Evenly spread, and every row when there is no limit.
-    rows = rows[np.arange(limit) * len(rows) // max(limit, 1)]
+    rows = rows[spread(len(rows), config.batch_size, max_batches)]
     local = local_rows(config, process_index, process_count)
-    for start in range(0, limit, config.batch_size):
+    for start in range(0, len(rows), config.batch_size):
         places = start + np.arange(local.start, local.stop)
         samples = [
-            training_sample(config, dataset, int(rows[min(int(place), limit - 1)]), statistics, tokenizer, None)
+            training_sample(config, dataset, int(rows[min(int(place), len(rows) - 1)]), statistics, tokenizer, None)
             for place in places
         ]
         for place, sample in zip(places, samples, strict=True):
-            if place >= limit:
+            if place >= len(rows):
                 sample |= {key: np.zeros_like(sample[key]) for key in _VALIDITY if key in sample}
         yield _stack(config, samples)
 

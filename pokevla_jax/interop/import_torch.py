@@ -32,6 +32,7 @@ from pokevla_jax.interop.sources import Source
 from pokevla_jax.interop.table import Entry
 from pokevla_jax.models import stacking
 from pokevla_jax.sharding import flatten
+from pokevla_jax.sharding import unflatten
 
 Progress = Callable[[int, int], None]
 """Called with the bytes written so far and in all."""
@@ -173,7 +174,7 @@ def _parameters(
         return counting
 
     leaves = {path: write.Later(entries[path].shape, dtypes[path], counted(make)) for path, make in makers.items()}
-    return _nested(leaves), total
+    return unflatten(leaves), total
 
 
 def _importer(entry: Entry, found: Sequence[Tensor], dtype: np.dtype) -> Callable[[], np.ndarray]:
@@ -277,14 +278,3 @@ def _part_reports(todo: Plan, dtypes: dict[str, np.dtype], carried: dict[str, np
         for part in names.PARTS
         if kinds[part]
     )
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *groups, last = path.split("/")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[last] = leaf
-    return tree
