@@ -29,17 +29,7 @@ SMALL = VggtConfig(
 
 
 def build(config, *, wrong=None, seed=0, gain=1.5):
-    model = reference.Aggregator(
-        width=config.width,
-        heads=config.num_heads,
-        hidden=config.mlp_dim,
-        depth=config.depth,
-        embed_depth=config.embed_depth,
-        image_size=config.image_size,
-        patch=config.patch_size,
-        registers=config.num_registers,
-        wrong=wrong,
-    )
+    model = reference.Aggregator.of(config, wrong=wrong)
     randomise(model, seed, logit_gain=gain)
     randomise(model.patch_embed, seed + 1, logit_gain=gain)  # by the names of a ViT of its own
     with torch.no_grad():  # Normed queries have unit variance; twice that makes attention choose.
@@ -183,16 +173,7 @@ def test_the_full_size_is_the_published_one():
 
 def reference_shapes(config):
     with torch.device("meta"):
-        model = reference.Aggregator(
-            width=config.width,
-            heads=config.num_heads,
-            hidden=config.mlp_dim,
-            depth=config.depth,
-            embed_depth=config.embed_depth,
-            image_size=config.image_size,
-            patch=config.patch_size,
-            registers=config.num_registers,
-        )
+        model = reference.Aggregator.of(config)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

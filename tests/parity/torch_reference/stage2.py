@@ -155,17 +155,7 @@ class Stage2(nn.Module):
         self.sam_size = seg.feature_grid * sam_sizes["patch"]
         self.coarse, self.fine = stage(seg, mask_prompt=False), stage(seg, mask_prompt=True)
         self.align_projector = vggt.AlignProjector(width, config.geometry.feature_dim)
-        aggregator = vggt.Aggregator(
-            width=teacher.width,
-            heads=teacher.num_heads,
-            hidden=teacher.mlp_dim,
-            depth=teacher.depth,
-            embed_depth=teacher.embed_depth,
-            image_size=teacher.image_size,
-            patch=teacher.patch_size,
-            registers=teacher.num_registers,
-        )
-        self.vggt = nn.ModuleDict({"aggregator": aggregator})
+        self.vggt = nn.ModuleDict({"aggregator": vggt.Aggregator.of(teacher)})
 
     def see(self, images):
         """Uint8 [v, h, w, 3] to vision tokens [1, v * p, d]."""

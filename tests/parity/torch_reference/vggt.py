@@ -144,6 +144,21 @@ class Aggregator(nn.Module):
         self.camera_token = nn.Parameter(torch.zeros(1, 2, 1, width))
         self.register_token = nn.Parameter(torch.zeros(1, 2, registers, width))
 
+    @classmethod
+    def of(cls, config, *, wrong=None):
+        """The aggregator with the sizes of a ``VggtConfig``."""
+        return cls(
+            width=config.width,
+            heads=config.num_heads,
+            hidden=config.mlp_dim,
+            depth=config.depth,
+            embed_depth=config.embed_depth,
+            image_size=config.image_size,
+            patch=config.patch_size,
+            registers=config.num_registers,
+            wrong=wrong,
+        )
+
     def forward(self, images):
         """Images [b, s, 3, h, w] in [0, 1] to a list of [b, s, tokens, 2 * width], one per pair of blocks."""
         b, s = images.shape[:2]
