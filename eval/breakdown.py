@@ -77,6 +77,12 @@ def split(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
     return parts
 
 
+def in_turns(parts: Iterable[Sequence[T]]) -> list[T]:
+    """The first item of every part, then the second of every part that has one, and so on."""
+    parts = list(parts)
+    return [part[turn] for turn in range(max(map(len, parts), default=0)) for part in parts if turn < len(part)]
+
+
 def category_of(record: Mapping[str, Any]) -> str | None:
     """What LIBERO-Plus changed in the episode; None where nothing was."""
     return record.get("category")

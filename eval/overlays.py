@@ -16,6 +16,8 @@ import numpy as np
 from eval.agents import CheckpointAgent
 from eval.agents import Chunk
 from eval.benchmarks.libero_plus import Choices
+from eval.breakdown import in_turns
+from eval.breakdown import split
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
@@ -102,11 +104,7 @@ def _plus_choices(simulation: Mapping[str, Any]) -> Choices | None:
 
 def spread(specs: list[EpisodeSpec], count: int) -> list[EpisodeSpec]:
     """``count`` episodes from as many tasks as possible, the first ones of each in the order given."""
-    by_task: dict[tuple[str, int], list[EpisodeSpec]] = {}
-    for spec in specs:
-        by_task.setdefault((spec.suite, spec.task), []).append(spec)
-    rounds = max(map(len, by_task.values()))
-    ordered = [episodes[i] for i in range(rounds) for episodes in by_task.values() if i < len(episodes)]
+    ordered = in_turns(split(specs, lambda spec: (spec.suite, spec.task)).values())
     return sorted(ordered[:count], key=lambda spec: spec.scene)
 
 

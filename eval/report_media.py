@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from eval.breakdown import in_turns
 from eval.breakdown import split
 from eval.manifest import EpisodeSpec
 from eval.overlays import mask_frames
@@ -33,8 +34,7 @@ def videos(runs: Sequence[Run], most: int) -> list[dict[str, Any]]:
     successes = _varied([film for film in first if _outcome(*film) == "success"])
     shown = min(len(failures), max(places - len(successes), -(-3 * places // 4)))
     chosen = failures[:shown] + successes[: places - shown]
-    by_label = split(_varied(rest), lambda film: (film[0].kind, film[0].label))
-    controls = [part[turn] for turn in range(most) for part in by_label.values() if turn < len(part)]
+    controls = in_turns(split(_varied(rest), lambda film: (film[0].kind, film[0].label)).values())
     entries, total = [], 0
     for run, spec in chosen + controls[: most - len(chosen)]:
         data = run.folder.video(spec.id).read_bytes()
@@ -66,8 +66,7 @@ def _varied(films: Sequence[tuple[Run, EpisodeSpec]]) -> list[tuple[Run, Episode
         record = film[0].decided[film[1].base_id]
         return record["suite"], record["task"], record.get("category")
 
-    parts = split(films, topic)
-    return [part[turn] for turn in range(len(films)) for part in parts.values() if turn < len(part)]
+    return in_turns(split(films, topic).values())
 
 
 def frames(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from eval.breakdown import split
 from eval.errors import EvaluationError
 from eval.vlm import page
 from eval.vlm import scores as scoring
@@ -98,11 +99,12 @@ def main(options: argparse.Namespace, command: str) -> int:
 
 def constant_answers(questions: Sequence[Question]) -> list[str]:
     """To every question the best constant answer of its type."""
-    kinds: dict[tuple[str, str, str], list[Question]] = {}
-    for question in questions:
-        kinds.setdefault((question.pillar, question.kind, question.form), []).append(question)
-    best = {key: scoring.best_constant(members) for key, members in kinds.items()}
-    return [best[question.pillar, question.kind, question.form] for question in questions]
+
+    def kind(question: Question) -> tuple[str, str, str]:
+        return question.pillar, question.kind, question.form
+
+    best = {key: scoring.best_constant(members) for key, members in split(questions, kind).items()}
+    return [best[kind(question)] for question in questions]
 
 
 def lines(summary: Mapping[str, Any]) -> Iterator[str]:

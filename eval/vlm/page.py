@@ -8,6 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from eval.breakdown import in_turns
+from eval.breakdown import split
 from eval.overlays import PREDICTED_COLOR
 from eval.overlays import TRUE_COLOR
 from eval.overlays import tint
@@ -66,13 +68,13 @@ def build(
 def choose(questions: Sequence[Question], most: int, seed: int) -> list[int]:
     """Questions to show: of every type in turn one drawn by chance, until there are ``most``; places first."""
     rng = np.random.default_rng(seed)
-    kinds: dict[tuple[str, str, str], list[int]] = {}
-    for index in rng.permutation(len(questions)):
+
+    def kind(index: int) -> tuple[str, str, str]:
         question = questions[index]
-        kinds.setdefault((question.form, question.pillar, question.kind), []).append(int(index))
-    order = sorted(kinds, key=lambda key: (key[0] == "text", key))
-    turns = max(map(len, kinds.values()), default=0)
-    chosen = [kinds[key][turn] for turn in range(turns) for key in order if turn < len(kinds[key])][:most]
+        return question.form, question.pillar, question.kind
+
+    kinds = split(map(int, rng.permutation(len(questions))), kind)
+    chosen = in_turns(kinds[key] for key in sorted(kinds, key=lambda key: (key[0] == "text", key)))[:most]
     return sorted(chosen, key=lambda i: (questions[i].pillar, questions[i].kind))
 
 
