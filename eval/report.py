@@ -4,7 +4,6 @@
 """
 
 import argparse
-import datetime
 import json
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from typing import Any
 
 from eval import report_media
 from eval.errors import EvaluationError
+from eval.html import templates
+from eval.html import timestamp
 from eval.report_data import Run
 from eval.report_data import load_all
 from eval.report_data import sections
@@ -25,8 +26,6 @@ from eval.report_plots import training_curves
 from eval.report_text import headline
 from eval.report_text import senses
 from eval.report_text import warnings
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +76,7 @@ def collect(
     parts = sections(runs)
     return {
         "title": title,
-        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": timestamp(),
         "headlines": [headline(part) for part in parts],
         "warnings": warnings(parts),
         "sections": [part | {"senses": senses(part)} for part in parts],
@@ -95,12 +94,8 @@ def render(
     masks: bool = True,
 ) -> str:
     """The page as HTML text, with everything it shows inside it: ``data``, and films, frames and curves of the runs."""
-    import jinja2
-
     frames, masks_note = report_media.frames(runs) if masks else ([], "")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates()
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.0f} %"
     environment.filters["tenth"] = lambda value: "–" if value is None else f"{value:.1f}"
     environment.filters["points"] = points

@@ -1,11 +1,11 @@
 """The films and mask frames of a report, as data URIs: the page needs no other file."""
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
 from eval.breakdown import in_turns
 from eval.breakdown import split
+from eval.html import data_uri
 from eval.manifest import EpisodeSpec
 from eval.overlays import mask_frames
 from eval.report_data import Run
@@ -85,8 +85,3 @@ def frames(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:
         | {"uri": data_uri(entry["path"].read_bytes(), "image/png"), "outcome": outcomes.get(entry["file"][:16], "")}
         for entry in entries
     ], ""
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """``data`` as a URI that needs no other file."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,6 +1,5 @@
 """One self-contained HTML page about a vision-language checkpoint: tables, and pictures with places drawn on them."""
 
-import datetime
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +9,12 @@ import numpy as np
 
 from eval.breakdown import in_turns
 from eval.breakdown import split
+from eval.html import data_uri
+from eval.html import templates
+from eval.html import timestamp
 from eval.overlays import PREDICTED_COLOR
 from eval.overlays import TRUE_COLOR
 from eval.overlays import tint
-from eval.report import TEMPLATES
-from eval.report_media import data_uri
 from eval.vlm import scores as scoring
 from eval.vlm.questions import Box
 from eval.vlm.questions import Question
@@ -46,22 +46,23 @@ def build(
         most: pictures.
         seed: of their choice.
     """
-    import jinja2
-
     first = next(iter(answers))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("vlm.html.j2").render(
-        title=f"{summary['protocol']['networks'][first]['path']} on {summary['protocol']['data']}",
-        headlines=_headlines(summary),
-        tables=_tables(summary),
-        pictures=[
-            _picture(questions[index], {name: found[index] for name, found in answers.items()}, scores[first][index])
-            for index in choose(questions, most, seed)
-        ],
-        written=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        **{name: summary[name] for name in ("systems", "metrics", "seconds", "protocol")},
+    return (
+        templates()
+        .get_template("vlm.html.j2")
+        .render(
+            title=f"{summary['protocol']['networks'][first]['path']} on {summary['protocol']['data']}",
+            headlines=_headlines(summary),
+            tables=_tables(summary),
+            pictures=[
+                _picture(
+                    questions[index], {name: found[index] for name, found in answers.items()}, scores[first][index]
+                )
+                for index in choose(questions, most, seed)
+            ],
+            written=timestamp(),
+            **{name: summary[name] for name in ("systems", "metrics", "seconds", "protocol")},
+        )
     )
 
 
