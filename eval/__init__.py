@@ -1,8 +1,15 @@
-"""The evaluator: ``python -m eval run | compare | report``.
+"""The evaluator: ``python -m eval run | merge | compare | report | vlm | doctor``.
 
 It runs policies in simulated episodes and says what their success rates are worth. The files in the order of the work:
-``manifest``, ``benchmarks`` and ``controls`` (what is to be run), ``policies``, ``presets`` and ``protocol`` (under
-which conditions), ``results`` (the run folder), ``scenes`` and ``agents`` (the two sides of an episode), ``episode``
-(the loop between them), ``workers`` and ``driver`` (the same over processes), ``statistics``, ``breakdown``,
-``leaderboards``, ``summary``, ``compare`` and ``report`` (what the results are worth).
+
+* what is to be run: ``run`` (the command), ``manifest``, ``benchmarks``, ``controls``;
+* under which conditions: ``presets``, ``protocol``, ``images`` and ``jpeg`` (what published evaluators do to pixels);
+* who acts: ``policies`` (``--policy``), ``agents``, ``remote_policy``, ``torch_policy``;
+* an episode: ``scenes`` (its environment), ``episode`` (the loop), ``videos``;
+* the same over processes and hosts: ``cluster``, ``workers``, ``policy_actors``, ``driver``;
+* what is kept: ``results`` (the run folder), ``lock``, ``merge``, ``control_data``;
+* what it is worth: ``statistics``, ``breakdown``, ``leaderboards``, ``summary``, ``compare``;
+* the page: ``report`` (the command) and ``report_*``, ``overlays`` (predicted masks), ``html``;
+* ``vlm``: the same for a vision-language checkpoint's answers;
+* ``doctor`` and ``checks``: whether this machine simulates as published results assume.
 """

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.benchmarks.selection import PUBLISHED_SUITES
 from eval.cluster import ROOT
 from eval.cluster import local_cluster
 from eval.errors import EvaluationError
@@ -32,7 +33,6 @@ from pokevla_jax.sim.tasks import load_init_states
 from pokevla_jax.sim.tasks import load_task
 from pokevla_jax.sim.upstream import choose_gl
 
-SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PACKAGES = ("mujoco", "robosuite", "hf-libero", "bddl", "numpy")
 # The first MuJoCo whose box contacts settle LIBERO's scenes differently, and darkens its floors.
 NEW_CONTACTS = (3, 3, 3)
@@ -205,7 +205,7 @@ def judge_pictures(seen: Mapping[str, tuple[float, float]]) -> Finding:
 
 def prompts(bench: Bench) -> Finding:
     """Instructions of the four suites: ten each, without what LIBERO-Plus appends to its file names."""
-    return judge_prompts({suite: [task.language for task in list_tasks(suite)] for suite in SUITES})
+    return judge_prompts({suite: [task.language for task in list_tasks(suite)] for suite in PUBLISHED_SUITES})
 
 
 def judge_prompts(languages: Mapping[str, Sequence[str]]) -> Finding:

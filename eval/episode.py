@@ -15,7 +15,7 @@ from eval.agents import Agent
 from eval.agents import Chunk
 from eval.agents import check_chunk
 from eval.controls import perceived
-from eval.images import ImagePath
+from eval.images import Preprocessing
 from eval.images import prepare
 from eval.manifest import EpisodeSpec
 
@@ -32,7 +32,7 @@ class Interface:
             reads its sign. ``sign``: -1, 0 or +1, as OpenVLA-OFT's evaluator sends it.
     """
 
-    images: ImagePath = "native"
+    images: Preprocessing = "native"
     gripper: Gripper = "given"
 
     def shown(self, observation: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 from pokevla_jax.typing import UInt8
 
-ImagePath = Literal["native", "openvla", "openvla-crop", "openpi"]
+Preprocessing = Literal["native", "openvla", "openvla-crop", "openpi"]
 """``native``: as rendered. ``openvla``: to 224 pixels as OpenVLA's evaluators do, ``openvla-crop``: and then the
 central crop that they leave to the policy's side. ``openpi``: to 224 pixels as its client does."""
 
@@ -30,14 +30,14 @@ LANCZOS_RADIUS = 3
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
-def prepare(images: UInt8[np.ndarray, "v h w 3"], path: ImagePath) -> UInt8[np.ndarray, "v s s 3"]:
-    """Every view as ``path`` has it."""
-    if path == "native":
+def prepare(images: UInt8[np.ndarray, "v h w 3"], how: Preprocessing) -> UInt8[np.ndarray, "v s s 3"]:
+    """Every view after one of the evaluators' preprocessings."""
+    if how == "native":
         return images
-    if path == "openpi":
+    if how == "openpi":
         return np.stack([resize_with_pad(image, SIZE) for image in images])
     resized = [openvla_resize(image, SIZE) for image in images]
-    return np.stack([center_crop(image, CROP_AREA) for image in resized] if path == "openvla-crop" else resized)
+    return np.stack([center_crop(image, CROP_AREA) for image in resized] if how == "openvla-crop" else resized)
 
 
 def openvla_resize(image: Frame, size: int) -> Frame:

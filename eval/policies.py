@@ -140,7 +140,7 @@ def resolve_policy(
     return _checkpoint(name, workers=workers, step=step, execute=execute, exact=exact)
 
 
-def connect(choice: PolicyChoice, preset: Preset) -> PolicyChoice:
+def under_protocol(choice: PolicyChoice, preset: Preset) -> PolicyChoice:
     """The policy, asked as the protocol has it; built-in ones see no image and have no chunks to cut.
 
     Raises:

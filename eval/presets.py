@@ -25,7 +25,7 @@ from typing import Literal
 from eval.episode import Gripper
 from eval.episode import Interface
 from eval.errors import EvaluationError
-from eval.images import ImagePath
+from eval.images import Preprocessing
 from eval.manifest import EpisodeSpec
 
 Seeding = Literal["episode", "trial", "task"]
@@ -66,7 +66,7 @@ class Preset:
     settle_steps: int = 10
     renderer: Literal["robosuite", "fast"] = "robosuite"
     image_size: int = 256
-    images: ImagePath
+    images: Preprocessing
     hard_reset: bool = True
     execute: int | None
     gripper: Gripper

@@ -1,4 +1,4 @@
-"""Training curves as inline SVG that takes the page's colours, light or dark."""
+"""A report's curves, of training and of rates, as inline SVG that takes the page's colours, light or dark."""
 
 import io
 import json

@@ -31,8 +31,8 @@ from eval.errors import EvaluationError
 from eval.manifest import EpisodeSpec
 from eval.manifest import LayoutKind
 from eval.policies import PolicyChoice
-from eval.policies import connect
 from eval.policies import resolve_policy
+from eval.policies import under_protocol
 from eval.protocol import Protocol
 from eval.protocol import host_facts
 from eval.protocol import machine
@@ -48,6 +48,7 @@ from pokevla_jax.sim.plus.robot_pose import RobotMode
 
 # Observations of one batch: enough to feed an accelerator, few sizes to compile.
 EXACT_BATCH = 8
+# Observations of one batch: enough to feed an accelerator, few sizes to compile.
 LARGEST_BATCH = 16
 # So many errors without an episode that ended otherwise are a defect, not bad luck.
 HOPELESS = 8
@@ -282,7 +283,7 @@ def _parts(
         choice = {"step": step, "execute": options.execute} if checkpoint else {}
         most = min(workers or LARGEST_BATCH, LARGEST_BATCH, len(specs))
         policy = resolve_policy(name, specs=specs, scenes=scenes, workers=most, exact=options.exact, **choice)
-        policy = connect(policy, options.preset)
+        policy = under_protocol(policy, options.preset)
         return policy, str(Path(name.removeprefix("torch:")).resolve()) if policy.load else name
 
     policy, where = resolve(options.policy, specs)

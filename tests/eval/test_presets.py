@@ -11,7 +11,7 @@ from eval.episode import Interface
 from eval.episode import run_episode
 from eval.errors import EvaluationError
 from eval.policies import PolicyChoice
-from eval.policies import connect
+from eval.policies import under_protocol
 from eval.presets import PRESETS
 from eval.presets import resolve
 from eval.protocol import Protocol
@@ -172,15 +172,15 @@ def test_the_sign_is_openvlas_mapping_of_a_policy_in_its_convention():
 
 def test_the_policys_facts_carry_how_it_is_asked():
     checkpoint = PolicyChoice({"kind": "checkpoint", "chunk": 8, "execute": 8})
-    asked = connect(checkpoint, PRESETS["openpi"])
+    asked = under_protocol(checkpoint, PRESETS["openpi"])
     assert asked.execute == 5
     assert asked.facts == checkpoint.facts | {"execute": 5, "images": "openpi", "gripper": "given"}
-    assert connect(checkpoint, PRESETS["lerobot"]).execute == 8
+    assert under_protocol(checkpoint, PRESETS["lerobot"]).execute == 8
     short = PolicyChoice({"kind": "checkpoint", "chunk": 4, "execute": 4})
     with pytest.raises(EvaluationError, match="openvla-oft executes 8 actions of each chunk, the policy's have 4"):
-        connect(short, PRESETS["openvla-oft"])
+        under_protocol(short, PRESETS["openvla-oft"])
     expert = PolicyChoice({"kind": "expert"})
-    assert connect(expert, PRESETS["openvla-oft"]) is expert
+    assert under_protocol(expert, PRESETS["openvla-oft"]) is expert
 
 
 @pytest.mark.sim
@@ -204,7 +204,7 @@ def test_every_condition_is_in_the_hash():
     fake = PolicyChoice({"kind": "checkpoint", "chunk": 8, "execute": 8})
 
     def hashed(preset):
-        return Protocol(simulation_half(assets, preset), connect(fake, preset).facts).hash
+        return Protocol(simulation_half(assets, preset), under_protocol(fake, preset).facts).hash
 
     hashes = {hashed(dataclasses.replace(own, **change)) for change in changes}
     assert len(hashes | {hashed(own)}) == len(changes) + 1
