@@ -13,6 +13,19 @@ from eval.policies import control_label
 # Drawn in these, replaced by the page's CSS variables afterwards.
 INK, GRID = "#010203", "#040506"
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#64748b")
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pokevla",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 PANELS = (
     ("train", "loss", "total loss"),
     ("train", "loss/action", "action loss (L1)"),
@@ -122,20 +135,7 @@ def _chart(
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "pokevla",
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(3.1, 2.3))
         for index, (x, y, marker) in enumerate(lines):
             color = COLORS[index % len(COLORS)]

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from pokevla_jax.sim.tasks import CONTROL_HZ
 from pokevla_jax.typing import UInt8
 
-CONTROL_HZ = 20
 CAPTION_HEIGHT = 32
 COLORS = {"success": (46, 160, 67), "failure": (207, 34, 46)}
 

@@ -27,6 +27,7 @@ from pokevla_jax.sim.rendering import RobosuiteRenderer
 from pokevla_jax.sim.rendering import ViewFrame
 from pokevla_jax.sim.rendering import camera_geometry
 from pokevla_jax.sim.simplify import simplify_scene
+from pokevla_jax.sim.tasks import CONTROL_HZ
 from pokevla_jax.sim.tasks import TaskSpec
 from pokevla_jax.sim.upstream import import_libero
 from pokevla_jax.typing import Float
@@ -35,9 +36,6 @@ from pokevla_jax.typing import UInt8
 VIEWS = tuple(CAMERAS)
 SETTLE_ACTION = np.array([0.0] * 6 + [-1.0])
 """What every LIBERO evaluator sends while the objects come to rest: no motion, gripper open."""
-
-
-CONTROL_HZ = 20
 MAX_PLACEMENTS = 100
 
 SensorNoise = Callable[[str, int, UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "h w 3"]]

@@ -21,6 +21,8 @@ from pokevla_jax.sim.errors import SimulationError
 from pokevla_jax.sim.upstream import libero_package
 from pokevla_jax.typing import Float
 
+# Steps of the controller, and so of a policy, a second.
+CONTROL_HZ = 20
 # Policy steps after the settling steps; openpi's and OpenVLA-OFT's table, a little above the longest demonstration.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
