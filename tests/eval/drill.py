@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from dataclasses import field
 from pathlib import Path
 
+from tests.eval import runs
+
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("simulator", "policy", "node", "driver")
 
@@ -176,13 +178,8 @@ def recorded(run_dir: Path) -> int:
 
 
 def ends(run_dir: Path) -> dict[str, tuple]:
-    """How each episode ended; one that is recorded twice is an error."""
-    found: dict[str, tuple] = {}
-    for line in (run_dir / "episodes.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        assert record["id"] not in found, f"episode {record['id']} was recorded twice"
-        found[record["id"]] = (record["outcome"], record["steps"], record["final_state"])
-    return found
+    """How each recorded episode ended."""
+    return runs.ends([json.loads(line) for line in (run_dir / "episodes.jsonl").read_text().splitlines()])
 
 
 def kill_tree(process: subprocess.Popen) -> None:

@@ -65,17 +65,12 @@ def make_run(path, outcomes, *, tasks=1, layout_seed=90000, control=None, **prot
     """
     words = {"S": "success", "F": "failure", "E": "error"}
     episodes = specs(len(outcomes) // tasks, tasks=tasks, layout_seed=layout_seed)
-    context = {"command": "python -m eval run --policy x"}
+    context = {}
     if control is not None:
         path, episodes = control.folder(path), control_specs(control, episodes)
         context["control"] = {"name": control.name, "kind": control.kind}
-    folder = RunFolder(path)
-    folder.open(episodes, protocol(**protocol_facts), context)
-    for spec, letter in zip(episodes, outcomes, strict=True):
-        if letter != ".":
-            folder.append(record(spec, words[letter]))
+    folder = write_run(path, episodes, [words.get(letter) for letter in outcomes], context=context, **protocol_facts)
     folder.write_summary(summarize(folder))
-    folder.close()
     return folder
 
 
@@ -105,10 +100,18 @@ def plus_specs(count, *, suites=SUITES[:2], tasks=2, categories=CATEGORIES):
 
 
 def write_run(path, episodes, outcomes, *, steps=None, context=None, **protocol_facts):
-    """A finished run of ``episodes`` with the words of ``outcomes``, and the ``steps`` that they took."""
+    """A finished run of ``episodes``: the words of ``outcomes``, None where one is missing, and the ``steps`` taken."""
     folder = RunFolder(path)
     folder.open(episodes, protocol(**protocol_facts), {"command": "python -m eval run --policy x"} | (context or {}))
-    for spec, outcome, taken in zip(episodes, outcomes, steps or [100] * len(episodes), strict=True):
-        folder.append(record(spec, outcome, steps=taken))
+    for spec, outcome, taken in zip(episodes, outcomes, steps or [None] * len(episodes), strict=True):
+        if outcome is not None:
+            folder.append(record(spec, outcome, **({} if taken is None else {"steps": taken})))
     folder.close()
     return folder
+
+
+def ends(records):
+    """How each episode ended; one that is recorded twice is an error."""
+    found = {r["id"]: (r["outcome"], r["steps"], r["final_state"]) for r in records}
+    assert len(found) == len(records), "an episode was recorded twice"
+    return found

@@ -46,9 +46,7 @@ class Broken(toy.ToyPolicy):
 def test_what_is_no_chunk_is_an_error_with_a_reason(chunk, reason, tmp_path, ray_session, monkeypatch, capsys):
     specs = [toy.toy_spec(0, index) for index in range(3)]
     choice = PolicyChoice({"kind": "toy", "label": "policy"}, load=Load(chunk))
-    monkeypatch.setattr(run, "build_manifest", lambda options: specs)
-    monkeypatch.setattr(run, "LiberoScenes", toy.RunScenes)
-    monkeypatch.setattr(run, "resolve_policy", lambda name, **_: choice)
+    toy.stand_in(monkeypatch, specs, lambda name, **_: choice)
     command = ["run", "--policy", "x", "--layouts", "1", "--run-dir", str(tmp_path), "--workers", "2", "--retries", "1"]
     assert cli.main(command) == 1
     records = RunFolder(tmp_path).attempts()
@@ -57,7 +55,7 @@ def test_what_is_no_chunk_is_an_error_with_a_reason(chunk, reason, tmp_path, ray
     assert f"ERRORS: 3 episodes ended in an error, outside the rate ({reason}); run again to retry them" in printed
     assert "policy: no episode decided" in printed
     # Mended, the same command runs all of them.
-    monkeypatch.setattr(run, "resolve_policy", lambda name, **_: dataclasses.replace(choice, load=toy.ToyPolicy))
+    toy.stand_in(monkeypatch, specs, lambda name, **_: dataclasses.replace(choice, load=toy.ToyPolicy))
     assert cli.main(command) == 0
     assert "policy: 100% (3/3" in capsys.readouterr().out
 
@@ -65,9 +63,7 @@ def test_what_is_no_chunk_is_an_error_with_a_reason(chunk, reason, tmp_path, ray
 def test_a_run_that_only_errs_ends_early_and_keeps_what_it_found(tmp_path, ray_session, monkeypatch, capsys):
     specs = [toy.toy_spec(0, index) for index in range(30)]
     choice = PolicyChoice({"kind": "toy", "label": "policy"}, load=Load(np.zeros((8, 6))))
-    monkeypatch.setattr(run, "build_manifest", lambda options: specs)
-    monkeypatch.setattr(run, "LiberoScenes", toy.RunScenes)
-    monkeypatch.setattr(run, "resolve_policy", lambda name, **_: choice)
+    toy.stand_in(monkeypatch, specs, lambda name, **_: choice)
     command = ["run", "--policy", "x", "--layouts", "1", "--run-dir", str(tmp_path), "--workers", "2", "--retries", "0"]
     assert cli.main(command) == 2
     said = capsys.readouterr().err.splitlines()[-1]

@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 
 from eval import __main__ as cli
-from eval import run
 from eval.compare import compare
 from eval.control_data import read_controls
 from eval.controls import ABLATIONS
@@ -125,11 +124,7 @@ def test_a_control_that_could_show_nothing_is_refused():
 def test_controls_are_run_folders_below_the_run_and_are_resumed(tmp_path, ray_session, monkeypatch, capsys):
     specs = [toy.toy_spec(0, index) for index in (10, 20, 30)]
     agents = {"policy": toy.SeeingAgent(), "random": toy.SpeedAgent()}
-    monkeypatch.setattr(run, "build_manifest", lambda options: specs)
-    monkeypatch.setattr(run, "LiberoScenes", toy.RunScenes)
-    monkeypatch.setattr(
-        run, "resolve_policy", lambda name, **_: PolicyChoice({"kind": "toy", "label": name}, agents[name])
-    )
+    toy.stand_in(monkeypatch, specs, lambda name, **_: PolicyChoice({"kind": "toy", "label": name}, agents[name]))
     command = ["run", "--policy", "policy", "--benchmark", "libero", "--run-dir", str(tmp_path), "--workers", "2"]
     command += ["--ablate", "images", "--ablate", "language", "--control", "chance=random"]
     assert cli.main(command) == 0

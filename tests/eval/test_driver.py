@@ -15,6 +15,7 @@ from eval.policy_actors import Place
 from eval.policy_actors import places
 from eval.videos import VideoOptions
 from tests.eval import toy
+from tests.eval.runs import ends
 
 
 def run(ray, specs, **kwargs):
@@ -24,10 +25,6 @@ def run(ray, specs, **kwargs):
     one = Driver(ray=ray, setup=Setup(**setup), workers=workers, limits=Limits(**kwargs), save_video=save_video)
     one.run(specs, records.append)
     return records
-
-
-def ends(records):
-    return {r["id"]: (r["outcome"], r["steps"], r["final_state"]) for r in records}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from eval.compare import compare
 from eval.control_data import read_controls
 from eval.driver import Driver
 from eval.results import RunFolder
+from tests.eval import drill
 
 pytestmark = [pytest.mark.sim, pytest.mark.multiprocess]
 LAYOUTS = {"tasks": "0", "layouts": 2, "layout_seed": 90000, "workers": 1}
@@ -25,10 +26,6 @@ def libero_assets():
     return resolve_assets()
 
 
-def outcomes(path):
-    return {key: (r["outcome"], r["steps"], r["final_state"]) for key, r in RunFolder(path).records().items()}
-
-
 def test_the_expert_solves_layouts_and_the_same_command_runs_nothing_twice(tmp_path, ray_session, libero_assets):
     options = run.Options(policy="expert", run_dir=tmp_path, assets=str(libero_assets.root), **LAYOUTS)
     summary = run.run(options, "the command", progress=False)
@@ -37,14 +34,14 @@ def test_the_expert_solves_layouts_and_the_same_command_runs_nothing_twice(tmp_p
     records = RunFolder(tmp_path).attempts()
     assert all(r["seconds"]["rendering"] == 0 and 0 < r["steps"] < 280 for r in records)
     # A record is lost (the crash came before it was written): only its episode is run again, with the same end.
-    before = outcomes(tmp_path)
+    before = drill.ends(tmp_path)
     path = tmp_path / "episodes.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:40])
     again = run.run(options, "the command", progress=False)
     assert again["success"] == 2
     assert len(RunFolder(tmp_path).attempts()) == 2
-    assert outcomes(tmp_path) == before
+    assert drill.ends(tmp_path) == before
 
 
 @pytest.mark.slow
@@ -117,7 +114,7 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
     assert len(killed) == 2
     assert (summary["episodes"], summary["error"]) == (6, 0)
     assert sorted(r["attempts"] for r in RunFolder(tmp_path / "killed").attempts()) == [1, 1, 1, 1, 2, 2]
-    assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "calm")
+    assert drill.ends(tmp_path / "killed") == drill.ends(tmp_path / "calm")
 
 
 @pytest.mark.parametrize(

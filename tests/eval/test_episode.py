@@ -94,8 +94,6 @@ def test_replay_repeats_and_then_holds_still():
 
 
 def test_replay_takes_the_datasets_first_success_of_the_task(tmp_path):
-    import dataclasses
-
     from pokevla_jax.data.records import write_shard
     from tests.data import synthetic
 

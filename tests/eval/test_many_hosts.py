@@ -11,6 +11,7 @@ import pytest
 from eval.agents import CheckpointAgent
 from eval.workers import Simulator
 from tests.eval import drill
+from tests.eval import runs
 from tests.eval import toy
 
 pytestmark = pytest.mark.multiprocess
@@ -29,8 +30,7 @@ def start(nodes, run_dir, episodes):
 def undisturbed(episodes):
     """How the episodes end in one process, one after the other, without Ray."""
     simulator = Simulator(toy.ToyScenes(), CheckpointAgent(lambda seen: toy.PolicyThatLooks().infer([seen])[0]))
-    records = [simulator.run(spec) for spec in toy.episodes(episodes)]
-    return {r["id"]: (r["outcome"], r["steps"], r["final_state"]) for r in records}
+    return runs.ends([simulator.run(spec) for spec in toy.episodes(episodes)])
 
 
 def under_fire(run_dir, kills, episodes):
@@ -50,6 +50,7 @@ def test_a_node_is_lost_and_the_driver_started_again(tmp_path):
     fight = under_fire(tmp_path, kills, episodes=24)
     assert [victim for victim, _ in fight.done] == ["node", "driver"]
     sources = {path.read_text() for path in tmp_path.glob("code-*")}
+    assert sources
     assert all("runtime_resources" in source for source in sources)
     assert not any(source.startswith(str(drill.ROOT)) for source in sources)
 

@@ -183,6 +183,15 @@ class BadPolicy:
         return policy
 
 
+def stand_in(monkeypatch, specs, resolve_policy):
+    """Has ``eval.run`` run these episodes in this world, with the policies of ``resolve_policy(name, **_)``."""
+    from eval import run
+
+    monkeypatch.setattr(run, "build_manifest", lambda options: specs)
+    monkeypatch.setattr(run, "LiberoScenes", RunScenes)
+    monkeypatch.setattr(run, "resolve_policy", resolve_policy)
+
+
 def toy_spec(task=0, index=0, max_steps=40, kind="moved"):
     return EpisodeSpec(
         benchmark="libero_moved",
