@@ -6,7 +6,9 @@
     protocol.json    the conditions, with their hash
     episodes.jsonl   one record per finished attempt; the file survives a crash at any byte
     summary.json     counts and rates, rewritten after every run
-    videos/          one mp4 per episode, named by its id
+    videos/          one mp4 per filmed episode, named by its id
+    masks/           frames with predicted masks, made by the first report
+    controls/        a run folder for each control, by its name
 """
 
 import contextlib

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 from eval import cluster
 from eval import presets
@@ -81,7 +82,7 @@ class Options:
     seed: int | None = None
     step: str | None = None
     execute: int | None = None
-    videos: str = "none"
+    videos: Literal["none", "failures", "all"] = "none"
     video_stride: int = 1
     assets: str | None = None
     renderer: str | None = None
@@ -313,7 +314,7 @@ def _run_part(
         videos = None
         if options.videos != "none":
             path = part.folder.path.resolve() / "videos"
-            videos = VideoOptions(options.videos, path, options.video_stride)  # type: ignore[arg-type]
+            videos = VideoOptions(options.videos, path, options.video_stride)
         policy = part.policy
         facts = functools.partial(host_facts, scenes.assets.root) if options.address else None
         setup = Setup(scenes, policy.agent, policy.load, policy.execute, videos, facts, options.policy_actors)

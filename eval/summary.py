@@ -52,7 +52,7 @@ def reasons(records: Iterable[Record]) -> Counter[str]:
 
 
 def percent(cell: Mapping[str, Any]) -> str:
-    """``"65 % (13/20, 95 % interval 43-82 %)"``."""
+    """``"65% (13/20, 95 % interval 43% to 82%)"``."""
     if cell["success_rate"] is None:
         return "no episode decided"
     low, high = cell["interval95"]

@@ -188,10 +188,6 @@ class PolicyServer:
         self._since: float | None = None
         self._batcher = Batcher(self._compute, self._policy.max_batch_size)
 
-    async def metadata(self) -> dict[str, Any]:
-        """What the policy says about itself; answered when it is loaded and compiled."""
-        return dict(self._policy.metadata)
-
     async def status(self) -> tuple[str, int, float]:
         """Ray's name of its machine, its process, and for how many seconds the batch at hand has been computed.
 

@@ -142,7 +142,6 @@ class ToyPolicy:
     max_batch_size = 4
 
     def __init__(self):
-        self.metadata = {"name": "toy"}
         self.batches = []
 
     def infer(self, observations):
