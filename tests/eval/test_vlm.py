@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from eval.__main__ import main
@@ -68,6 +69,7 @@ boxes = st.tuples(cells, cells, cells, cells).map(
 )
 
 
+@settings(deadline=None)
 @given(boxes, boxes)
 def test_overlap_is_that_of_counted_cells(a, b):
     grids = np.zeros((2, 22, 22), bool)
