@@ -1,5 +1,6 @@
 """The one attention function, what limits who sees whom, and its three implementations."""
 
+from functools import partial
 from typing import Literal
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from pokevla_jax import sharding
 from pokevla_jax.models import splash
 from pokevla_jax.models.layers import multiply
+from pokevla_jax.models.layers import summed_in_float32
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
@@ -92,7 +94,7 @@ def _xla(
         joined = jnp.where(mask[:, None, None], joined, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(joined, axis=-1).astype(queries.dtype)
     values = sources[0].values if len(sources) == 1 else jnp.concatenate([x.values for x in sources], axis=1)
-    out = jnp.einsum("bgrsz,bzgk->bsgrk", weights, values).reshape(b, s, h, k)
+    out = summed_in_float32(partial(jnp.einsum, "bgrsz,bzgk->bsgrk"), weights, values).reshape(b, s, h, k)
     return sharding.constrain(out, "batch", None, "heads", "head_dim")
 
 

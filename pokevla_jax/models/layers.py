@@ -9,6 +9,7 @@ therefore where both are placed on a mesh.
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -92,6 +93,34 @@ def _multiply_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, 
 multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
+def summed_in_float32(product: Callable[..., Array], x: Array, y: Array) -> Array:
+    """``product(x, y)``, a matrix product such as ``jnp.matmul``, summed in float32 and rounded to the dtype of ``x``.
+
+    Accelerators sum so anyway. XLA's CPU backend uses the processor's bfloat16 instructions only where the sum is
+    wanted in float32; else it converts both factors to float32 first, which takes twice as long.
+    """
+    return product(x, y) if x.dtype == jnp.float32 else _rounded_once(product, x, y)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded_once(product: Callable[..., Array], x: Array, y: Array) -> Array:
+    return product(x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _rounded_once_forward(product: Callable[..., Array], x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _rounded_once(product, x, y), (x, y)
+
+
+def _rounded_once_backward(
+    product: Callable[..., Array], factors: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
+    # Differentiated as it stands, the rounding would hand the products a float32 gradient: slower ones on a TPU.
+    return jax.vjp(product, *factors)[1](grad)
+
+
+_rounded_once.defvjp(_rounded_once_forward, _rounded_once_backward)
+
+
 def repeat(x: Array, batch: int) -> Array:
     """``x`` once per batch element, in front."""
     return add_bias(jnp.zeros((batch, *x.shape), jnp.float32), x)
@@ -138,12 +167,12 @@ def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], num_inputs: 
     if sharding.axis_size("tensor") > 1:
         # Flattened, a dimension cut inside a group of axes (qkv's heads) could not stay cut.
         contracted = (tuple(range(len(lead), x.ndim)), tuple(range(num_inputs)))
-        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+        y = summed_in_float32(partial(jax.lax.dot_general, dimension_numbers=(contracted, ((), ()))), x, kernel)
     else:
         # As matrices: with several contracted axes XLA would transpose a copy of the activations for the gradient.
         inputs, outputs = math.prod(kernel.shape[:num_inputs]), kernel.shape[num_inputs:]
         matrix = kernel.reshape(inputs, math.prod(outputs))
-        y = (x.reshape(-1, inputs) @ matrix).reshape(*lead, *outputs)
+        y = summed_in_float32(jnp.matmul, x.reshape(-1, inputs), matrix).reshape(*lead, *outputs)
     return sharding.constrain(y, "batch", *(None,) * (len(lead) - 1), *axes[num_inputs:])
 
 

@@ -114,10 +114,35 @@ def scan_outputs(
 
     def body(carry: Any, xs: tuple[Params, Any]) -> tuple[Any, Any]:
         layer_params, extra = xs
+        layer_params = jax.tree.map(_from_bits, layer_params)
         return step(nnx.merge(graphdef, layer_params), carry, extra)
 
     unroll = num_layers if num_layers <= UNROLL_UP_TO else 1
+    if jax.default_backend() == "cpu" and sharding.current_mesh() is None and unroll == 1:
+        params = jax.tree.map(_to_bits, params)
     return jax.lax.scan(checkpoint(body, remat), x, (params, per_layer), unroll=unroll)
+
+
+@jax.custom_vjp
+def _to_bits(x: Array) -> Array:
+    """bfloat16 as its bits; anything else as it is.
+
+    XLA's CPU backend has no slices of bfloat16: before a loop it would convert all layers to float32, at every call.
+    """
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_bits(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def _to_bits_forward(x: Array) -> tuple[Array, None]:
+    if x.dtype == jnp.bfloat16:
+        raise TypeError("bfloat16 parameters are frozen: trained ones are float32")
+    return x, None
+
+
+_to_bits.defvjp(_to_bits_forward, lambda _, grad: (grad,))
 
 
 def layer(stacked: nnx.Module, index: int) -> Any:

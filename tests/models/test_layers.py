@@ -104,6 +104,17 @@ def test_the_gradients_written_by_hand_are_the_gradients(rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), actual, expected)
 
 
+def test_products_of_bfloat16_are_summed_in_float32_and_rounded_once(rng):
+    x, y, g = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in [(3, 2000), (2000, 5), (3, 5)])
+    exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
+    out, gradient = jax.vjp(lambda x, y: layers.summed_in_float32(jnp.matmul, x, y), x, y)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=2**-8)  # half a unit in the last of 8 bits
+    for actual, expected in zip(gradient(g), jax.vjp(jnp.matmul, x, y)[1](g), strict=True):
+        assert actual.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(actual, expected)
+
+
 def test_linear_maps_between_groups_of_axes(rng, random_params):
     linear = layers.Linear((2, 3), (4, 5), axes=("heads", "head_dim", None, "embed"))
     params = random_params(linear)

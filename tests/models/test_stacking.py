@@ -48,6 +48,28 @@ def test_scan_hands_each_layer_its_slice(stack):
     assert float(out) == float("".join(str(i) for i in range(count)))
 
 
+def test_layers_of_bfloat16_stay_so_in_a_loop_and_are_frozen(stack):
+    count, stacked = stack
+    graphdef, state = nnx.split(stacked)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.to_pure_dict(state))
+    x = jnp.ones((2, 4), jnp.bfloat16)
+
+    def last(params):
+        return stacking.scan(nnx.merge(graphdef, params), x)[0]
+
+    expected = x
+    for i in range(count):
+        expected = stacking.layer(nnx.merge(graphdef, low), i)(expected)
+    out = jax.jit(last)(low)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(out), np.float32(expected), rtol=2e-2)
+    if count > stacking.UNROLL_UP_TO:
+        # XLA would convert the whole stack to float32 before the loop, at every call.
+        assert f"f32[{count},4,4]" not in jax.jit(last).lower(low).compile().as_text()
+        with pytest.raises(TypeError, match="trained ones are float32"):
+            jax.grad(lambda params: last(params).astype(jnp.float32).sum())(low)
+
+
 @pytest.mark.parametrize("remat", ["dots", "layers", "full"])
 def test_remat_changes_memory_not_gradients(remat, random_params):
     stacked = stacking.stack(Step, 6)
