@@ -73,8 +73,11 @@ class Policy:
         self.config = config
         self.batch_sizes = tuple(batch_sizes)
         self._statistics = statistics
-        self._params = jax.device_put({part: tree for part, tree in params.items() if part not in TRAINING_ONLY})
         self._network = without_training_parts(config.model)
+        params = {part: tree for part, tree in params.items() if part not in TRAINING_ONLY}
+        if jax.default_backend() == "cpu":
+            params = stacking.as_bits(self._network, params)
+        self._params = jax.device_put(params)
         self._transform = inference_transform(config, statistics, tokenizer)
         self._actions = jax.jit(self._forward_actions)
         self._masks = jax.jit(self._forward_masks)

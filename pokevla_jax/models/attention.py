@@ -79,10 +79,10 @@ def _xla(
         # Fewer groups than devices: each device holds the keys of its own query heads.
         sources = tuple(x._replace(keys=_per_head(x.keys, h), values=_per_head(x.values, h)) for x in sources)
         groups = h
-    q = queries.reshape(b, s, groups, h // groups, k) * k**-0.5
+    q = (queries.reshape(b, s, groups, h // groups, k) * k**-0.5).transpose(0, 2, 3, 1, 4)
     logits = []
     for source in sources:
-        logit = jnp.einsum("bsgrk,bzgk->bgrsz", q, source.keys, preferred_element_type=jnp.float32)
+        logit = jnp.einsum("bgrsk,bzgk->bgrsz", q, source.keys, preferred_element_type=jnp.float32)
         if source.gain is not None:
             logit = multiply(logit, source.gain)
         if source.bias is not None:
@@ -94,7 +94,8 @@ def _xla(
         joined = jnp.where(mask[:, None, None], joined, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(joined, axis=-1).astype(queries.dtype)
     values = sources[0].values if len(sources) == 1 else jnp.concatenate([x.values for x in sources], axis=1)
-    out = summed_in_float32(partial(jnp.einsum, "bgrsz,bzgk->bsgrk"), weights, values).reshape(b, s, h, k)
+    out = summed_in_float32(partial(jnp.einsum, "bgrsz,bzgk->bgrsk"), weights, values)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(b, s, h, k)
     return sharding.constrain(out, "batch", None, "heads", "head_dim")
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pokevla_jax import sharding
@@ -114,35 +115,29 @@ def scan_outputs(
 
     def body(carry: Any, xs: tuple[Params, Any]) -> tuple[Any, Any]:
         layer_params, extra = xs
-        layer_params = jax.tree.map(_from_bits, layer_params)
-        return step(nnx.merge(graphdef, layer_params), carry, extra)
+        return step(nnx.merge(graphdef, jax.tree.map(_from_bits, layer_params)), carry, extra)
 
     unroll = num_layers if num_layers <= UNROLL_UP_TO else 1
-    if jax.default_backend() == "cpu" and sharding.current_mesh() is None and unroll == 1:
-        params = jax.tree.map(_to_bits, params)
     return jax.lax.scan(checkpoint(body, remat), x, (params, per_layer), unroll=unroll)
 
 
-@jax.custom_vjp
-def _to_bits(x: Array) -> Array:
-    """bfloat16 as its bits; anything else as it is.
+def as_bits(config: ModelConfig, params: Params) -> Params:
+    """``params`` for inference on CPUs: the bfloat16 parameters of stacked layers as their bits, uint16.
 
-    XLA's CPU backend has no slices of bfloat16: before a loop it would convert all layers to float32, at every call.
+    ``scan`` reads them so as well. XLA's CPU backend has no slices of bfloat16: it would convert all the layers of a
+    stack to float32 before its loop, at every call.
     """
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+    axes = flatten(logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
+    stacked = {name for name, names in axes.items() if names[:1] == ("layers",)}
+    leaves = {
+        name: np.asarray(x).view(np.uint16) if name in stacked and x.dtype == jnp.bfloat16 else x
+        for name, x in flatten(params).items()
+    }
+    return unflatten(leaves)
 
 
 def _from_bits(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-
-
-def _to_bits_forward(x: Array) -> tuple[Array, None]:
-    if x.dtype == jnp.bfloat16:
-        raise TypeError("bfloat16 parameters are frozen: trained ones are float32")
-    return x, None
-
-
-_to_bits.defvjp(_to_bits_forward, lambda _, grad: (grad,))
 
 
 def layer(stacked: nnx.Module, index: int) -> Any:

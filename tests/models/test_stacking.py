@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from pokevla_jax.models import layers
+from pokevla_jax.models import presets
 from pokevla_jax.models import stacking
 from pokevla_jax.models.vision import SelfAttention
+from pokevla_jax.sharding import flatten
 
 
 class Step(nnx.Module):
@@ -48,26 +50,24 @@ def test_scan_hands_each_layer_its_slice(stack):
     assert float(out) == float("".join(str(i) for i in range(count)))
 
 
-def test_layers_of_bfloat16_stay_so_in_a_loop_and_are_frozen(stack):
-    count, stacked = stack
-    graphdef, state = nnx.split(stacked)
-    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.to_pure_dict(state))
-    x = jnp.ones((2, 4), jnp.bfloat16)
+def test_bits_of_bfloat16_layers_give_the_same_and_are_never_converted_as_a_stack():
+    config = dataclasses.replace(presets.tiny(), dtype="bfloat16")
+    tower = dataclasses.replace(config.vision.dinov2, depth=stacking.UNROLL_UP_TO + 2, feature_block=-2)
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, dinov2=tower))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), stacking.initialize(config, jax.random.key(0)))
+    bits = stacking.as_bits(config, params)
+    kernel = "vision/dinov2/blocks/mlp/fc1/kernel"
+    assert flatten(bits)[kernel].dtype == np.uint16 and flatten(params)[kernel].shape[0] > stacking.UNROLL_UP_TO
+    assert flatten(bits)["vision/dinov2/patch_embed/kernel"].dtype == jnp.bfloat16
+    images = np.random.default_rng(0).integers(0, 256, (1, len(config.views), *[config.vision.image_size] * 2, 3))
 
-    def last(params):
-        return stacking.scan(nnx.merge(graphdef, params), x)[0]
+    def see(params):
+        return stacking.bind(config, params).vision(jnp.asarray(images, jnp.uint8))
 
-    expected = x
-    for i in range(count):
-        expected = stacking.layer(nnx.merge(graphdef, low), i)(expected)
-    out = jax.jit(last)(low)
-    assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(out), np.float32(expected), rtol=2e-2)
-    if count > stacking.UNROLL_UP_TO:
-        # XLA would convert the whole stack to float32 before the loop, at every call.
-        assert f"f32[{count},4,4]" not in jax.jit(last).lower(low).compile().as_text()
-        with pytest.raises(TypeError, match="trained ones are float32"):
-            jax.grad(lambda params: last(params).astype(jnp.float32).sum())(low)
+    np.testing.assert_array_equal(jax.jit(see)(bits), jax.jit(see)(params))
+    whole = f"f32[{','.join(map(str, flatten(params)[kernel].shape))}]"
+    assert whole in jax.jit(see).lower(params).compile().as_text()
+    assert whole not in jax.jit(see).lower(bits).compile().as_text()
 
 
 @pytest.mark.parametrize("remat", ["dots", "layers", "full"])
