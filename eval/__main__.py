@@ -21,8 +21,8 @@ EXAMPLES = (
     "python -m eval vlm --checkpoint runs/vlm --data corpus --control blind=runs/blind --zero-images --out answers",
 )
 STATUS = """
-Bad input is answered in one sentence on stderr with exit status 2 (POKEVLA_TRACEBACK=1 adds the traceback); status 1
-means that episodes ended in errors, or that a merged run is not complete or contradicts itself.
+Bad input is answered in one sentence on stderr with exit status 2 (POKEVLA_TRACEBACK=1 shows the traceback
+instead); status 1 means that episodes ended in errors, or that a merged run is not complete or contradicts itself.
 """
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from array_record.python import array_record_module
 
 from pokevla_jax.data import files
 from pokevla_jax.data import manifest as manifests
@@ -167,8 +166,7 @@ def write_corpus_shard(
     qwen = tokenizer if isinstance(tokenizer, QwenTokenizer) else None
     columns: dict[str, list] = {name: [] for name in _SCHEMA.names}
     with files.temporary(records_path) as records_temp, files.temporary(table_path) as table_temp:
-        writer = array_record_module.ArrayRecordWriter(str(records_temp), "group_size:1,uncompressed")
-        try:
+        with files.RecordWriter(records_temp) as writer:
             for sample in samples:
                 try:
                     check_sample(sample)
@@ -180,8 +178,6 @@ def write_corpus_shard(
                 row["tokens"] = len(qwen.encode_conversation(sample.turns)[0]) if qwen else -1
                 for name, value in row.items():
                     columns[name].append(value)
-        finally:
-            writer.close()
         files.sync(records_temp)
         table = pa.table(columns, schema=_SCHEMA)
         header = {

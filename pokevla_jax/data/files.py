@@ -4,8 +4,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from array_record.python import array_record_module
 
 from pokevla_jax.data.codec import DataError
 
@@ -27,6 +30,48 @@ def temporary(path: Path) -> Iterator[Path]:
         yield temp
     finally:
         temp.unlink(missing_ok=True)
+
+
+class RecordWriter:
+    """Writes an ArrayRecord file, as a context.
+
+    Raises:
+        DataError: when the disk refuses it: ArrayRecord says so by a ``RuntimeError``, which could be anybody's.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            # One record per group: a shuffled read then decompresses nothing but its own record.
+            self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        except RuntimeError as error:
+            raise self._refused(error) from error
+
+    def write(self, record: bytes) -> None:
+        """Adds one record."""
+        try:
+            self._writer.write(record)
+        except RuntimeError as error:
+            raise self._refused(error) from error
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # which says more than a file that is thrown away
+            with suppress(RuntimeError):
+                self._writer.close()
+            return
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: RuntimeError) -> DataError:
+        return DataError(
+            f"{self._path.parent} cannot be written ({str(error).partition(';')[0]}); make room there and run the same "
+            "command again"
+        )
 
 
 def sync(path: Path) -> None:

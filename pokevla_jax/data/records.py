@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python import array_record_module
 
 from pokevla_jax.data import files
 from pokevla_jax.data import manifest as manifests
@@ -91,9 +90,7 @@ def write_shard(
     tables: list[pa.Table] = []
     num_records, image_size = 0, None
     with files.temporary(records_path) as records_temp, files.temporary(table_path) as table_temp:
-        # One record per group: a shuffled read then decompresses nothing but its own record.
-        writer = array_record_module.ArrayRecordWriter(str(records_temp), "group_size:1,uncompressed")
-        try:
+        with files.RecordWriter(records_temp) as writer:
             for episode, frames in episodes:
                 check_episode(episode)
                 records = np.full(len(episode), -1, np.int32)
@@ -104,8 +101,6 @@ def write_shard(
                     num_records += 1
                 tables.append(to_table(episode, len(infos), records))
                 infos.append(info_to_json(episode))
-        finally:
-            writer.close()
         if not infos:
             raise DataError(f"Shard {shard_name!r} of {directory} would hold no episode; record at least one")
         files.sync(records_temp)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pickle
+import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -179,6 +180,17 @@ def test_a_truncated_file_is_named_on_opening(folder, suffix, keep):
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(DataError, match=f"{path}.*restore it from a copy"):
         open_dataset(folder)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=rf"^{tmp_path} cannot be written \(.*File too large\); make room there"):
+            write_shard(tmp_path, "a", [synthetic.episode(0)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_files_are_named(folder):
