@@ -108,9 +108,9 @@ def _train(arguments: argparse.Namespace) -> int:
         profile_steps=profile_steps,
         started=STARTED,
     )
-    with workdir.held(workdir.create(arguments.workdir)):  # before the dataset is read
+    with workdir.held(arguments.workdir) as folder:  # before the dataset is read
         data = stages.make_data(config)
-        result = loop.train(config, arguments.workdir, objective, data, init_from=arguments.init_from, options=options)
+        result = loop.train(config, folder, objective, data, init_from=arguments.init_from, options=options)
     return PREEMPTED if result.stopped_by else 0
 
 

@@ -16,6 +16,7 @@ from pokevla_jax import checkpoints
 from pokevla_jax import config as config_lib
 from pokevla_jax.config import CheckpointConfig
 from pokevla_jax.config import Config
+from pokevla_jax.training.banner import FIRST_BATCH
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -53,14 +54,19 @@ def create(path: epath.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
-def held(workdir: epath.Path) -> Iterator[None]:
-    """Keeps other trainings out of a folder on a disk while the context lasts; with this process its hold dies too.
+def held(path: epath.PathLike) -> Iterator[epath.Path]:
+    """The run's folder, created, and on a disk kept from other trainings while the context lasts.
+
+    A hold dies with its process. A folder that was made here goes again where a run fails before its first batch:
+    nobody has to remove what a mistyped option left.
 
     Raises:
-        WorkdirError: in one sentence, when another process is training there.
+        WorkdirError: in one sentence, when it cannot be written or another process is training there.
     """
+    existed = epath.Path(path).exists()
+    workdir = create(path)
     if "://" in str(workdir) or jax.process_index() != 0:
-        yield
+        yield workdir
         return
     with open(workdir / LOCK, "a") as file:
         try:
@@ -73,7 +79,13 @@ def held(workdir: epath.Path) -> Iterator[None]:
                     f"--workdir {workdir} is being written by another training; wait for it to end, or give another "
                     "folder"
                 ) from error
-        yield
+        try:
+            yield workdir
+        except BaseException:
+            began = (workdir / FIRST_BATCH).exists() or checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS)
+            if not existed and not began:
+                workdir.rmtree(missing_ok=True)
+            raise
 
 
 def claim(workdir: epath.Path, config: Config) -> None:

@@ -8,7 +8,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from etils import epath
 
 from pokevla_jax import checkpoints
 from pokevla_jax import sharding
@@ -109,6 +108,7 @@ def test_mask_iou_counts_views_that_show_the_target():
         ({"batch_size": 12}, "config.batch_size 12 is not divisible by replica x data x fsdp x accumulation_steps = 8"),
         ({"mesh__fsdp": 3}, "config.mesh replica 1 x data -1 x fsdp 3 x tensor 1 needs a multiple of 3 devices"),
         ({"optimizer__freeze": "nothing/.*"}, "matches no parameter"),
+        ({"optimizer__learning_rate": -1}, "config.optimizer.learning_rate is -1.0; give a number of 0 or more"),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(tmp_path, dataset, capsys, changes, sentence):
@@ -116,6 +116,7 @@ def test_a_mistake_is_answered_in_one_sentence(tmp_path, dataset, capsys, change
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.multiprocess
@@ -135,7 +136,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path, dataset, 
         other.kill()
         other.wait()
     for _ in range(2):
-        with workdir.held(epath.Path(tmp_path)):
+        with workdir.held(tmp_path):
             pass
 
 
