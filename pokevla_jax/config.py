@@ -232,8 +232,9 @@ class ModelConfig:
     # What the backward pass of a layer has at hand: everything; the outputs of linear maps and attention; attention's
     # output alone; or nothing but the layer's input, in the mask decoders too ("full").
     remat: Literal["none", "dots", "layers", "full"] = "layers"
-    # Self-attention of towers and language model: plain XLA everywhere, cuDNN's fused kernel on GPU (bfloat16), or the
-    # splash kernel on TPU. The action head joins several sources under one softmax, which only XLA computes.
+    # Self-attention of towers and language model: plain XLA everywhere, cuDNN's fused kernel on GPU (bfloat16), or what
+    # suits a TPU ("splash": that kernel for the language model, XLA for the towers' short sequences). The action head
+    # joins several sources under one softmax, which only XLA computes.
     attention: Literal["xla", "cudnn", "splash"] = "xla"
     # Tokens per device whose logits over the vocabulary exist at one time (stage 1).
     logits_chunk: int = 1024

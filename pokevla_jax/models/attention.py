@@ -1,4 +1,4 @@
-"""The one attention function, what limits who sees whom, and its three implementations."""
+"""The one attention function, what limits who sees whom, and its implementations."""
 
 from functools import partial
 from typing import Literal
@@ -21,6 +21,13 @@ Implementation = Literal["xla", "cudnn", "splash"]
 
 PADDING = 0
 """Segment of padding."""
+
+SHORT = 512
+"""Tokens up to which "splash" leaves attention without a mask to XLA.
+
+The kernel wants heads in front, widths that fill the lanes and whole blocks. Laying the patches of one view out like
+that takes longer than the kernel, and XLA keeps their logits in a TPU's fast memory (docs/results.md).
+"""
 
 
 class Source(NamedTuple):
@@ -50,22 +57,25 @@ def attend(
         sources: keys and values. Ordinary attention has one source.
         segments: for self-attention: a position sees positions of its own segment alone, see ``visible``.
         causal: for self-attention: a position sees itself and what stands before it.
-        implementation: "cudnn" and "splash" take one source without gain and bias, and never hold all logits.
+        implementation: "cudnn" and "splash" take one source without gain and bias; "cudnn", and "splash" but for what
+            is ``SHORT``, never hold all logits.
 
     Raises:
         ValueError: for several sources, a gain or a bias with another implementation than XLA's.
     """
-    if implementation == "xla":
-        out = _xla(queries, sources, segments, causal)
-    elif len(sources) > 1 or sources[0].gain is not None or sources[0].bias is not None:
+    plain = len(sources) == 1 and sources[0].gain is None and sources[0].bias is None
+    if implementation != "xla" and not plain:
         raise ValueError(f"attention {implementation!r} takes one source without gain and bias; use 'xla' for this one")
+    keys, values = sources[0].keys, sources[0].values
+    short = segments is None and not causal and keys.shape[1] <= SHORT
+    if implementation == "xla" or (implementation == "splash" and short):
+        out = _xla(queries, sources, segments, causal)
     elif implementation == "cudnn":
         mask = None if segments is None else visible(segments, causal=False)[:, None]
-        keys, values = sources[0].keys, sources[0].values
         out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, is_causal=causal, implementation="cudnn")
     else:
         # It names its output itself, and the sums of exponentials that its backward pass needs beside it.
-        return splash.attend(queries, sources[0].keys, sources[0].values, segments, causal=causal)
+        return splash.attend(queries, keys, values, segments, causal=causal)
     return checkpoint_name(out, "attention")
 
 

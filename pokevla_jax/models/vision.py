@@ -45,7 +45,7 @@ class SelfAttention(nnx.Module):
         self.proj = Linear(heads, width, axes=("heads", "head_dim", "embed"))
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        q, k, v = jnp.unstack(self.qkv(x), axis=2)
+        q, k, v = self.qkv.parts(x) if self.implementation == "splash" else jnp.unstack(self.qkv(x), axis=2)
         return self.proj(attend(q, Source(k, v), implementation=self.implementation))
 
 
