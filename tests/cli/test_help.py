@@ -2,6 +2,8 @@
 
 import argparse
 import importlib
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from eval.vlm import command as vlm
 from pokevla_jax.cli import flags
 
 CLI = Path(flags.__file__).parent
-COMMANDS = sorted(path.stem for path in CLI.glob("*.py") if path.stem not in ("__init__", "flags"))
+COMMANDS = sorted(path for path in CLI.glob("*.py") if path.stem not in ("__init__", "flags"))
 EVALUATOR = {"run": run, "merge": merge, "compare": compare, "report": report, "vlm": vlm, "doctor": doctor}
 
 
@@ -55,14 +57,32 @@ def test_an_option_without_help_or_with_a_hidden_default_is_found():
     assert unexplained(parser) == ["bare", "hidden"]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_explained_and_every_command_has_an_example(name, monkeypatch):
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_explains_itself_and_refuses_what_it_does_not_know(path, monkeypatch, capsys):
+    """As ``python -m`` runs it, in this process: most of them import JAX, which takes seconds."""
+
+    def run_with(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name="__main__")
+        return stop.value.code, capsys.readouterr()
+
+    status, shown = run_with("--help")
+    assert not status, shown.err
+    assert shown.out.startswith(f"usage: pokevla-{path.stem} ")
+    status, shown = run_with("--nonsense")
+    assert (status, shown.out, shown.err.count("\n")) == (2, "", 1)
+    assert shown.err.startswith(f"pokevla-{path.stem}: error: ")
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_option_is_explained_and_every_command_has_an_example(path, monkeypatch):
     parsers = []
     monkeypatch.setattr(flags, "run", lambda parser, *_: parsers.append(parser) or 0)
-    importlib.import_module(f"pokevla_jax.cli.{name}").main([])
+    importlib.import_module(f"pokevla_jax.cli.{path.stem}").main([])
     (parser,) = parsers
     assert unexplained(parser) == []
-    assert all(f"  pokevla-{name} " in text for text in examples_of(parser))
+    assert all("examples:\n" in text and f"  pokevla-{path.stem} " in text for text in examples_of(parser))
 
 
 @pytest.mark.parametrize("name", EVALUATOR)
