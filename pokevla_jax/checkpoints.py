@@ -189,9 +189,17 @@ def all_steps(folder: epath.PathLike) -> list[int]:
 
 
 def read_best(run: epath.PathLike) -> dict[str, Any] | None:
-    """``{"step", "metric"}`` of the run's best checkpoint, if it has one."""
+    """``{"step", "metric"}`` of the run's best checkpoint, if it has one; ``CheckpointError`` for a damaged file."""
     path = epath.Path(run) / BEST
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        best = json.loads(path.read_text())
+        return {**best, "step": int(best["step"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} names no step ({first_line(error)}); restore it from a copy, or delete it"
+        ) from error
 
 
 def _listed(steps: list[int]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -68,10 +69,12 @@ def held(path: epath.PathLike) -> Iterator[epath.Path]:
     if "://" in str(workdir) or jax.process_index() != 0:
         yield workdir
         return
-    with open(workdir / LOCK, "a") as file:
+    with contextlib.ExitStack() as stack:
+        lock = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        stack.callback(os.close, lock)
         try:
             # A lock of this process and not of the open file, which loader workers share: they may outlive it a little.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # Anything else is a file system without locks.
             if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -98,9 +101,11 @@ def claim(workdir: epath.Path, config: Config) -> None:
     # A run that never saved is not worth protecting: its first start may have failed by a mistake just corrected.
     if stored.exists() and checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS):
         try:
-            before = json.loads(stored.read_text())
-        except json.JSONDecodeError as error:
-            raise WorkdirError(f"{stored} is not valid JSON ({error}); restore it or give another --workdir") from error
+            before = dict(json.loads(stored.read_text()))
+        except (ValueError, TypeError) as error:
+            raise WorkdirError(
+                f"{stored} is no configuration ({error}); restore it, or give another --workdir"
+            ) from error
         changed = [key for key in _differences(before, values) if not key.startswith(FREE_KEYS)]
         if changed:
             old, new = (_lookup(tree, changed[0]) for tree in (before, values))

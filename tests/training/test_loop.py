@@ -21,6 +21,7 @@ from pokevla_jax.training import loop
 from pokevla_jax.training import metrics
 from pokevla_jax.training.checkpoint import DAMAGED
 from pokevla_jax.training.init_from import inherited
+from pokevla_jax.training.workdir import WorkdirError
 from tests.training import toy
 
 MESH = {"mesh__data": 1, "mesh__replica": 8}  # the test process has eight devices
@@ -91,6 +92,20 @@ def test_the_best_checkpoint_is_named_and_kept(undisturbed):
     steps = checkpoints.all_steps(workdir / checkpoints.CHECKPOINTS)
     assert best["step"] in steps
     assert len(steps) <= 3  # the last two and the best
+
+
+def test_damaged_small_files_are_named_in_one_sentence(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "run" / "best.json").write_text(content)
+        with pytest.raises(
+            checkpoints.CheckpointError, match=r"best\.json names no step \(.*\); restore it from a copy"
+        ):
+            checkpoints.resolve(tmp_path / "run", "best")
+    for content in ("{", "[1]"):
+        (tmp_path / "run" / "config.json").write_text(content)
+        with pytest.raises(WorkdirError, match=r"config\.json is no configuration \(.*\); restore it, or give another"):
+            train(tmp_path / "run")
 
 
 def test_a_checkpoint_is_sufficient_by_itself(undisturbed):
