@@ -183,8 +183,8 @@ def _add_controls(group: argparse._ArgumentGroup) -> None:
 def _add_conditions(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     published = ", ".join(name for name, preset in presets.PRESETS.items() if preset.published)
-    named = f"{published}: as their evaluators do it; {presets.DEFAULT} (default): fast, and as options choose"
-    add("--protocol", default=presets.DEFAULT, metavar="NAME", help=named)
+    named = f"{published}: as their evaluators do it; {presets.DEFAULT}: fast, and as options choose"
+    add("--protocol", default=presets.DEFAULT, metavar="NAME", help=f"{named} (default: {presets.DEFAULT})")
     add("--max-steps", type=int, metavar="N", help="policy steps per episode (default: the suite's published budget)")
     add("--seed", type=int, metavar="N", help="of the environments and of --policy random (default: the protocol's)")
     add(
