@@ -97,9 +97,11 @@ def summed_in_float32(product: Callable[..., Array], x: Array, y: Array) -> Arra
     """``product(x, y)``, a matrix product such as ``jnp.matmul``, summed in float32 and rounded to the dtype of ``x``.
 
     Accelerators sum so anyway. XLA's CPU backend uses the processor's bfloat16 instructions only where the sum is
-    wanted in float32; else it converts both factors to float32 first, which takes twice as long.
+    wanted in float32; else it converts both factors to float32 first, which takes twice as long. On a mesh the product
+    stays as it is: wanting float32 there would keep XLA for TPUs from fusing what follows.
     """
-    return product(x, y) if x.dtype == jnp.float32 else _rounded_once(product, x, y)
+    plain = x.dtype == jnp.float32 or sharding.current_mesh() is not None
+    return product(x, y) if plain else _rounded_once(product, x, y)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
