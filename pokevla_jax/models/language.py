@@ -101,7 +101,7 @@ class Decoder(nnx.Module):
             rows = sharding.constrain(rows, "lookup_batch", None, "lookup_embed")
         else:
             rows = table[tokens]
-        return sharding.constrain(rows.astype(dtype), "batch", None, "embed")
+        return sharding.constrain(stacking.from_bits(rows).astype(dtype), "batch", None, "embed")
 
     def __call__(
         self,

@@ -115,28 +115,29 @@ def scan_outputs(
 
     def body(carry: Any, xs: tuple[Params, Any]) -> tuple[Any, Any]:
         layer_params, extra = xs
-        return step(nnx.merge(graphdef, jax.tree.map(_from_bits, layer_params)), carry, extra)
+        return step(nnx.merge(graphdef, jax.tree.map(from_bits, layer_params)), carry, extra)
 
     unroll = num_layers if num_layers <= UNROLL_UP_TO else 1
     return jax.lax.scan(checkpoint(body, remat), x, (params, per_layer), unroll=unroll)
 
 
 def as_bits(config: ModelConfig, params: Params) -> Params:
-    """``params`` for inference on CPUs: the bfloat16 parameters of stacked layers as their bits, uint16.
+    """``params`` for inference on CPUs: what is read in slices and stored in bfloat16 becomes its bits, uint16.
 
-    ``scan`` reads them so as well. XLA's CPU backend has no slices of bfloat16: it would convert all the layers of a
-    stack to float32 before its loop, at every call.
+    That is the stacked layers and the token embeddings; ``scan`` and ``Decoder.embed`` read both forms. XLA's CPU
+    backend has no slices of bfloat16: at every call it would first convert the whole of them to float32.
     """
     axes = flatten(logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
-    stacked = {name for name, names in axes.items() if names[:1] == ("layers",)}
+    sliced = {name for name, names in axes.items() if names[0] in ("layers", "vocab")}
     leaves = {
-        name: np.asarray(x).view(np.uint16) if name in stacked and x.dtype == jnp.bfloat16 else x
+        name: np.asarray(x).view(np.uint16) if name in sliced and x.dtype == jnp.bfloat16 else x
         for name, x in flatten(params).items()
     }
     return unflatten(leaves)
 
 
-def _from_bits(x: Array) -> Array:
+def from_bits(x: Array) -> Array:
+    """A slice of what ``as_bits`` returned as bfloat16 again; anything else as it is."""
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 

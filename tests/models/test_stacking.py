@@ -59,12 +59,16 @@ def test_bits_of_bfloat16_layers_give_the_same_and_are_never_converted_as_a_stac
     kernel = "vision/dinov2/blocks/mlp/fc1/kernel"
     assert flatten(bits)[kernel].dtype == np.uint16 and flatten(params)[kernel].shape[0] > stacking.UNROLL_UP_TO
     assert flatten(bits)["vision/dinov2/patch_embed/kernel"].dtype == jnp.bfloat16
+    assert flatten(bits)["language/embed_tokens"].dtype == np.uint16
     images = np.random.default_rng(0).integers(0, 256, (1, len(config.views), *[config.vision.image_size] * 2, 3))
 
     def see(params):
         return stacking.bind(config, params).vision(jnp.asarray(images, jnp.uint8))
 
     np.testing.assert_array_equal(jax.jit(see)(bits), jax.jit(see)(params))
+    tokens = jnp.array([[3, 1, 4]])
+    rows = [stacking.bind(config, p).language.embed(tokens, jnp.bfloat16) for p in (bits, params)]
+    np.testing.assert_array_equal(*rows)
     whole = f"f32[{','.join(map(str, flatten(params)[kernel].shape))}]"
     assert whole in jax.jit(see).lower(params).compile().as_text()
     assert whole not in jax.jit(see).lower(bits).compile().as_text()
