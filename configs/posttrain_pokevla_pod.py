@@ -16,8 +16,6 @@ from pokevla_jax.models import presets
 def get_config():
     config = common.train_in_full(common.posttraining(presets.pokevla(), batch_size=2048))
     config.model.attention = "splash"
-    # Not compiled as a whole yet: about 12 of a v5e's 15.75 GiB, by its blocks.
-    config.model.remat = "dots"
     # 896, the language model's width, divides by 16 and not by 256.
     config.mesh.data = -1
     config.mesh.fsdp = 16
