@@ -279,6 +279,8 @@ def _to_torch(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    if arguments.frames < 1:
+        raise ConfigError(f"--frames {arguments.frames}: give at least one observation to compare on")
     report = check_lib.check(
         arguments.checkpoint,
         arguments.torch,

@@ -67,6 +67,11 @@ def test_mistakes_are_answered_in_one_sentence(folder, capsys):
     assert "error: --out" in error and "exists already" in error and error.count("\n") == 1
 
 
+def test_a_check_needs_an_observation(tmp_path, capsys):
+    assert convert.main(["check", "--checkpoint", str(tmp_path), "--torch", str(tmp_path), "--frames", "0"]) == 2
+    assert "--frames 0: give at least one observation" in capsys.readouterr().err
+
+
 def test_overrides_need_a_configuration(folder, capsys):
     with pytest.raises(SystemExit):
         run(folder, "--config.model.dtype=float32")

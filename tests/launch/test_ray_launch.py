@@ -132,7 +132,8 @@ def test_the_batch_script_starts_ray_on_all_nodes_and_evaluates_on_the_first(tmp
     for name, answer in (("scontrol", "printf 'n1\\nn2\\n'"), ("sleep", ":")):
         (stubs / name).write_text(f"#!/bin/sh\n{answer}\n")
     srun = "#!/usr/bin/env bash\ncase \"$*\" in *'hostname -I') echo '10.0.0.1 172.17.0.1' ;; esac\n"
-    srun += 'printf "%q " "${RAY_ADDRESS:-}" "$@" >>"$CALLS"; echo >>"$CALLS"\n'
+    # A line in one write: several of them run at the same time.
+    srun += 'call=$(printf "%q " "${RAY_ADDRESS:-}" "$@"); printf "%s\\n" "$call" >>"$CALLS"\n'
     (stubs / "srun").write_text(srun)
     for stub in stubs.iterdir():
         stub.chmod(0o755)
