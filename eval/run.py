@@ -49,7 +49,6 @@ from pokevla_jax.sim.plus.robot_pose import RobotMode
 
 # Observations of one batch: enough to feed an accelerator, few sizes to compile.
 EXACT_BATCH = 8
-# Observations of one batch: enough to feed an accelerator, few sizes to compile.
 LARGEST_BATCH = 16
 # So many errors without an episode that ended otherwise are a defect, not bad luck.
 HOPELESS = 8

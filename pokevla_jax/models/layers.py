@@ -185,7 +185,7 @@ def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], num_inputs: 
     if sharding.axis_size("tensor") > 1:
         # Flattened, a dimension cut inside a group of axes (qkv's heads) could not stay cut.
         contracted = (tuple(range(len(lead), x.ndim)), tuple(range(num_inputs)))
-        y = summed_in_float32(partial(jax.lax.dot_general, dimension_numbers=(contracted, ((), ()))), x, kernel)
+        y = jax.lax.dot_general(x, kernel, (contracted, ((), ())))
     else:
         # As matrices: with several contracted axes XLA would transpose a copy of the activations for the gradient.
         inputs, outputs = math.prod(kernel.shape[:num_inputs]), kernel.shape[num_inputs:]

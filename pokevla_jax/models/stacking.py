@@ -127,8 +127,8 @@ def as_bits(config: ModelConfig, params: Params) -> Params:
     That is the stacked layers and the token embeddings; ``scan`` and ``Decoder.embed`` read both forms. XLA's CPU
     backend has no slices of bfloat16: at every call it would first convert the whole of them to float32.
     """
-    axes = flatten(logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
-    sliced = {name for name, names in axes.items() if names[0] in ("layers", "vocab")}
+    named = flatten(logical_axes(config), is_leaf=lambda x: isinstance(x, tuple))
+    sliced = {name for name, names in named.items() if names[0] in ("layers", "vocab")}
     leaves = {
         name: np.asarray(x).view(np.uint16) if name in sliced and x.dtype == jnp.bfloat16 else x
         for name, x in flatten(params).items()
@@ -172,6 +172,11 @@ def shapes(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.split(module)[1])
 
 
+def axes(module: nnx.Module) -> Params:
+    """Logical axis names of the parameters of any module, as ``logical_axes`` has them."""
+    return nnx.to_pure_dict(_map_variables(_axes_of, nnx.split(module)[1]))
+
+
 def fill(module: nnx.Module, params: Params) -> Any:
     """``module`` with values: its arrays are those of ``params``."""
     return nnx.merge(nnx.graphdef(module), params)
@@ -203,12 +208,7 @@ def abstract_params(config: ModelConfig, variant: Variant = POLICY) -> Params:
 
 def logical_axes(config: ModelConfig, variant: Variant = POLICY) -> Params:
     """The parameters' tree with a tuple of logical axis names, one per dimension, at each leaf."""
-
-    def names(variable: nnx.Variable) -> tuple[str | None, ...]:
-        axes, ndim = variable.get_metadata()["axes"], len(variable.get_value().shape)
-        return ("layers",) * (ndim - len(axes)) + axes
-
-    return _per_variable(config, names, variant)
+    return _per_variable(config, _axes_of, variant)
 
 
 def trainable(config: ModelConfig, variant: Variant = POLICY) -> Params:
@@ -229,6 +229,11 @@ def trainable(config: ModelConfig, variant: Variant = POLICY) -> Params:
 def bind(config: ModelConfig, params: Params, variant: Variant = POLICY) -> Any:
     """The ``PokeVLA`` (or ``PokeVLM``) module of ``config`` over ``params``; cheap, and usable inside ``jax.jit``."""
     return nnx.merge(_abstract(config, variant)[0], params)
+
+
+def _axes_of(variable: nnx.Variable) -> tuple[str | None, ...]:
+    named, ndim = variable.get_metadata()["axes"], len(variable.get_value().shape)
+    return ("layers",) * (ndim - len(named)) + named
 
 
 def _map_variables(function: Callable[[nnx.Variable], Any], state: Any) -> Any:

@@ -55,7 +55,6 @@ def main() -> None:
 
     import jax
     import jax.numpy as jnp
-    from flax import nnx
 
     from pokevla_jax import sharding
     from pokevla_jax.config import MeshConfig
@@ -70,15 +69,8 @@ def main() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1), topology.devices())
     stack, step, width, counted = describe(arguments.block, arguments.attention)
 
-    def axes(variable):
-        named = variable.get_metadata()["axes"]
-        return ("layers",) * (len(variable.get_value().shape) - len(named)) + named
-
-    variables = nnx.split(stack)[1]
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-    named = nnx.to_pure_dict(jax.tree.map(axes, variables, is_leaf=is_variable))
     shapes = stacking.shapes(stack)
-    placed = sharding.param_shardings(shapes, named, mesh)
+    placed = sharding.param_shardings(shapes, stacking.axes(stack), mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
     rows = sharding.batch_sharding(mesh)
     shape = (arguments.rows * topology.num_chips, TOKENS[arguments.block], width)
