@@ -14,6 +14,7 @@ from typing import Any
 from eval.control_data import read_controls
 from eval.controls import FOLDER
 from eval.errors import EvaluationError
+from eval.errors import unwritable
 from eval.manifest import EpisodeSpec
 from eval.results import FINAL
 from eval.results import Record
@@ -140,7 +141,7 @@ def write(result: Merged, folders: Sequence[RunFolder], out: Path, command: str)
             folder.close()
         part.rename(out)
     except OSError as error:
-        raise EvaluationError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error
+        raise unwritable("--out", out, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return summary

@@ -12,6 +12,7 @@ from typing import Any
 
 from eval import report_media
 from eval.errors import EvaluationError
+from eval.errors import unwritable
 from eval.html import templates
 from eval.html import timestamp
 from eval.report_data import Run
@@ -58,9 +59,7 @@ def main(options: argparse.Namespace) -> int:
             path = options.out if suffix == ".html" else options.out.with_suffix(suffix)
             path.write_text(text)
     except OSError as error:
-        raise EvaluationError(
-            f"--out {options.out} cannot be written ({error.strerror}); choose another file"
-        ) from error
+        raise unwritable("--out", options.out, error, "file") from error
     print(f"report: {options.out.resolve()} ({len(html) / 1e6:.1f} MB), its numbers in .json and .csv beside it")
     return 0
 

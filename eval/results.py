@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import EvaluationError
+from eval.errors import unwritable
 from eval.lock import FolderLock
 from eval.manifest import EpisodeSpec
 from eval.manifest import digest
@@ -55,9 +56,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except OSError as error:
-            raise EvaluationError(
-                f"--run-dir {self.path} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+            raise unwritable("--run-dir", self.path, error) from error
         try:
             if (self.path / "protocol.json").exists():
                 self._check(specs, protocol)

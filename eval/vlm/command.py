@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from eval.breakdown import split
 from eval.errors import EvaluationError
+from eval.errors import unwritable
 from eval.vlm import page
 from eval.vlm import scores as scoring
 from eval.vlm.questions import Question
@@ -142,7 +143,7 @@ def _make_empty(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         taken = any(out.iterdir())
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise unwritable("--out", out, error) from error
     if taken:
         raise EvaluationError(f"--out {out} is not empty; give a new folder")
 
@@ -231,8 +232,4 @@ def _write(
                 file.write(json.dumps(record) + "\n")
         (options.out / "report.html").write_text(html)
     except OSError as error:
-        raise _unwritable(options.out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> EvaluationError:
-    return EvaluationError(f"--out {out} cannot be written ({error.strerror}); choose another folder")
+        raise unwritable("--out", options.out, error) from error
