@@ -7,6 +7,7 @@ before any pixel is decoded, and every complaint is a ``DataError`` that the cal
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import msgpack
@@ -20,6 +21,7 @@ FORMAT = 1
 
 MAX_ENTRY_BYTES = 64 << 20
 MAX_SIDE = 4096
+FULL_COLOUR_BELOW = 192
 DEPTH_UNIT = 1e-3
 """Metres per step of the stored depth: 16 bits reach 65.5 m with an error of at most 0.5 mm; 0 means no surface."""
 
@@ -49,7 +51,7 @@ class Frame:
 def encode_frame(frame: Frame, *, jpeg_quality: int = 95) -> bytes:
     """Serialises a frame; images lose what JPEG loses, masks nothing, depth at most 0.5 mm.
 
-    Colour is not subsampled (4:4:4): at 128 pixels half-resolution chroma costs 6 dB and saves 0.03 ms of decoding.
+    Small images keep full colour resolution (``chroma``).
     """
     entry: dict = {"format": FORMAT, "images": {}}
     for view, image in frame.images.items():
@@ -70,14 +72,20 @@ def encode_frame(frame: Frame, *, jpeg_quality: int = 95) -> bytes:
     return msgpack.packb(entry)
 
 
+def chroma(size: tuple[int, int]) -> Literal["4:4:4", "4:2:0"]:
+    """The colour resolution that an image of this size is stored with.
+
+    Halving it, as JPEG files and RLDS do, saves a quarter of the decoding and a third of the bytes for 1.2 dB of a
+    photograph's 42 at 224 pixels; at 128 pixels it would cost a rendered scene 6 dB.
+    """
+    return "4:4:4" if min(size) < FULL_COLOUR_BELOW else "4:2:0"
+
+
 def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], *, quality: int = 95) -> bytes:
-    """An RGB image as a JPEG file with full colour resolution (4:4:4)."""
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
+    """An RGB image as a JPEG file, its colour as ``chroma`` says."""
+    full = chroma(image.shape[:2]) == "4:4:4"
+    sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444 if full else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 

@@ -24,6 +24,7 @@ from pokevla_jax.data import manifest as manifests
 from pokevla_jax.data import shards
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
+from pokevla_jax.data.codec import chroma
 from pokevla_jax.data.codec import decode_frame
 from pokevla_jax.data.codec import encode_frame
 from pokevla_jax.data.codec import frame_jpegs
@@ -107,7 +108,7 @@ def write_shard(
         header = {
             "format": manifests.FORMAT,
             "image_size": list(image_size) if image_size else None,
-            "image_format": f"jpeg q{jpeg_quality} 4:4:4",
+            "image_format": f"jpeg q{jpeg_quality} {chroma(image_size or (1, 1))}",
             "num_records": num_records,
             "records_bytes": records_temp.stat().st_size,
             "records_sha256": manifests.sha256(records_temp),

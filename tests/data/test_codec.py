@@ -1,3 +1,5 @@
+import io
+
 import msgpack
 import numpy as np
 import pytest
@@ -5,12 +7,15 @@ from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pokevla_jax.data.codec import FORMAT
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import Frame
+from pokevla_jax.data.codec import chroma
 from pokevla_jax.data.codec import decode_frame
 from pokevla_jax.data.codec import encode_frame
+from pokevla_jax.data.codec import encode_jpeg
 from tests.data import synthetic
 
 ENCODED = encode_frame(synthetic.episode(0, length=1, size=16)[1][0])
@@ -40,6 +45,15 @@ def test_rendered_images_keep_35_db_and_their_channel_order():
     frame = decode_frame(encode_frame(frames[0]))
     for view in synthetic.VIEWS:
         assert psnr(frame.images[view], frames[0].images[view]) > 35
+
+
+@pytest.mark.parametrize(("size", "stored"), [((191, 256), "4:4:4"), ((192, 256), "4:2:0")])
+def test_colour_is_stored_at_the_resolution_that_is_stated(size, stored):
+    with Image.open(io.BytesIO(encode_jpeg(np.zeros((*size, 3), np.uint8)))) as image:
+        # (component, horizontal factor, vertical factor, table): brightness has twice the samples of halved colours.
+        factors = [layer[1:3] for layer in image.layer]
+    assert factors == [(1, 1) if stored == "4:4:4" else (2, 2), (1, 1), (1, 1)]
+    assert chroma(size) == stored
 
 
 def test_depth_without_a_surface_in_range_is_zero():
