@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 from eval.errors import EvaluationError
+from pokevla_jax import terminal
 
 if TYPE_CHECKING:
     from eval.checks import Bench
@@ -47,11 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Checks whether this machine simulates as published results assume."
     parser.epilog = EXAMPLES
     add = parser.add_argument
-    add(
-        "--assets",
-        metavar="DIR",
-        help="LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)",
-    )
+    terminal.add_assets(parser)
     results = "where results will be written (default: %(default)s)"
     add("--run-dir", type=Path, default=Path("runs"), metavar="DIR", help=results)
     add("--only", metavar="CHECKS", help="names of checks, separated by commas (default: all)")

@@ -42,6 +42,7 @@ from eval.results import Record
 from eval.results import RunFolder
 from eval.scenes import LiberoScenes
 from eval.videos import VideoOptions
+from pokevla_jax import terminal
 from pokevla_jax.sim.assets import resolve_assets
 from pokevla_jax.sim.plus.asset_archive import open_assets
 from pokevla_jax.sim.plus.language import PromptMode
@@ -79,11 +80,11 @@ class Options:
     ablate: Sequence[str] = ()
     control: Sequence[str] = ()
     seed: int | None = None
-    step: str | None = None
+    step: int | Literal["best"] | None = None
     execute: int | None = None
     videos: Literal["none", "failures", "all"] = "none"
     video_stride: int = 1
-    assets: str | None = None
+    assets: str | Path | None = None
     renderer: str | None = None
     image_size: int | None = None
     images: str | None = None
@@ -136,7 +137,7 @@ def _add_policy(group: argparse._ArgumentGroup) -> None:
         "a training run's folder, ws://HOST:PORT (a server), torch:DIR (an export), expert, random or replay[:DATASET]"
     )
     add("--policy", required=True, help=policies)
-    add("--step", metavar="N|best", help="which checkpoint of the run (default: the newest)")
+    terminal.add_step(group, "which checkpoint of the run")
     add(
         "--execute",
         type=int,
@@ -186,11 +187,7 @@ def _add_conditions(group: argparse._ArgumentGroup) -> None:
     add("--protocol", default=presets.DEFAULT, metavar="NAME", help=f"{named} (default: {presets.DEFAULT})")
     add("--max-steps", type=int, metavar="N", help="policy steps per episode (default: the suite's published budget)")
     add("--seed", type=int, metavar="N", help="of the environments and of --policy random (default: the protocol's)")
-    add(
-        "--assets",
-        metavar="DIR",
-        help="LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)",
-    )
+    terminal.add_assets(group)
     renderers = "robosuite: as in published evaluations (default: the protocol's; pokevla: fast)"
     add("--renderer", choices=("fast", "robosuite"), help=renderers)
     sizes = "side of the rendered images (default: the protocol's; pokevla: 128 fast, 256 robosuite)"
@@ -211,8 +208,6 @@ def check_options(options: Options) -> None:
     for name in ("layout_seed", "sample_seed", "seed", "retries"):
         if (getattr(options, name) or 0) < 0:
             raise EvaluationError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
-    if options.step not in (None, "best") and not str(options.step).isdecimal():
-        raise EvaluationError(f"--step {options.step!r} is neither a number nor best")
 
 
 @dataclass(frozen=True)
@@ -277,10 +272,9 @@ def _parts(
     workers: int | None,
 ) -> list[Part]:
     """The policy's part, then one per control, all resolved and checked."""
-    step: Any = int(options.step) if options.step and options.step.isdecimal() else options.step
 
     def resolve(name: str, specs: Sequence[EpisodeSpec], *, checkpoint: bool = True) -> tuple[PolicyChoice, str]:
-        choice = {"step": step, "execute": options.execute} if checkpoint else {}
+        choice: dict[str, Any] = {"step": options.step, "execute": options.execute} if checkpoint else {}
         most = min(workers or LARGEST_BATCH, LARGEST_BATCH, len(specs))
         policy = resolve_policy(name, specs=specs, scenes=scenes, workers=most, exact=options.exact, **choice)
         policy = under_protocol(policy, options.preset)

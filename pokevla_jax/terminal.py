@@ -7,6 +7,7 @@ import os
 import traceback
 from pathlib import Path
 from typing import Any
+from typing import Literal
 from typing import NoReturn
 
 _PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def add_step(parser: argparse._ActionsContainer, which: str = "which checkpoint") -> None:
+    """Adds ``--step``: a number, ``best``, or None for the newest."""
+    parser.add_argument("--step", type=_checkpoint_step, metavar="N|best", help=f"{which} (default: the newest)")
+
+
+def _checkpoint_step(text: str) -> int | Literal["best"]:
+    if text == "best":
+        return "best"
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best")
+    return int(text)
+
+
+def add_assets(parser: argparse._ActionsContainer) -> None:
+    """Adds ``--assets``: a folder, or None for what the environment says."""
+    where = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
+    parser.add_argument("--assets", type=Path, metavar="DIR", help=where)
 
 
 def sentence(error: ValueError | OSError) -> str | None:

@@ -22,6 +22,7 @@ from eval.vlm import scores as scoring
 from eval.vlm.questions import Question
 from eval.vlm.questions import held_out_samples
 from eval.vlm.questions import read_questions
+from pokevla_jax import terminal
 from pokevla_jax.data.corpus import Corpus
 from pokevla_jax.data.corpus import open_corpus
 from pokevla_jax.typing import Float
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a stage-1 training run")
-    add("--step", metavar="N|best", help="which checkpoint of the run, and of the controls (default: the newest)")
+    terminal.add_step(parser, "which checkpoint of the run, and of the controls")
     add("--data", type=Path, required=True, metavar="DIR", help="the corpus whose held-out samples are asked")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for summary.json, answers.jsonl, report.html")
     add(
@@ -152,21 +153,14 @@ def _load(options: argparse.Namespace, controls: Mapping[str, str]) -> dict[str,
     # JAX takes seconds to start, and other commands of the evaluator do without it.
     from pokevla_jax.vlm import Vlm
 
-    step = options.step if options.step in (None, "best") else _number(options.step)
     sizes = {"batch_size": options.batch_size, "max_new_tokens": options.max_new_tokens}
-    own = Vlm.load(options.checkpoint, step, **sizes)
-    systems = {CHECKPOINT: own} | {name: Vlm.load(folder, step, **sizes) for name, folder in controls.items()}
+    own = Vlm.load(options.checkpoint, options.step, **sizes)
+    systems = {CHECKPOINT: own} | {name: Vlm.load(folder, options.step, **sizes) for name, folder in controls.items()}
     if options.zero_images:
         systems[BLACK] = own.with_black_images()
     if options.untrained:
         systems[UNTRAINED] = own.untrained(options.seed)
     return systems
-
-
-def _number(text: str) -> int:
-    if not text.isdigit():
-        raise EvaluationError(f"--step {text!r} is no step; give a number or 'best'")
-    return int(text)
 
 
 def _check_unseen(name: str, vlm: "Vlm", corpus: Corpus, samples: Sequence[int]) -> None:

@@ -24,6 +24,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
+from pokevla_jax import terminal
 from pokevla_jax.cli import flags
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
@@ -239,7 +240,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or an import's")
-    flags.add_step(parser)
+    terminal.add_step(parser)
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,

@@ -13,6 +13,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
+from pokevla_jax import terminal
 from pokevla_jax.cli import flags
 from pokevla_jax.cli.ingest import write_manifest
 from pokevla_jax.cli.record import parse_tasks
@@ -48,8 +49,7 @@ def parser() -> argparse.ArgumentParser:
     sizes = "side of the square images (default: %(default)s)"
     p.add_argument("--image-size", type=int, default=128, metavar="PIXELS", help=sizes)
     p.add_argument("--tokenizer", metavar="DIR", help="Qwen2.5's tokenizer: store lengths for packing with it")
-    assets = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
-    p.add_argument("--assets", type=Path, metavar="DIR", help=assets)
+    terminal.add_assets(p)
     workers = "processes, or tasks at a time on a cluster (default: %(default)s)"
     p.add_argument("--workers", type=int, default=1, metavar="N", help=workers)
     cluster = "Ray cluster to work on, whose hosts must see --out and the assets (default: this machine alone)"

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from typing import Literal
 
 from pokevla_jax import config as config_lib
 from pokevla_jax import terminal
@@ -64,21 +63,6 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
         help="a file of configs/; override any of its keys with --config.KEY=VALUE, "
         "for example --config.optimizer.learning_rate=3e-4",
     )
-
-
-def add_step(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--step``: a number, ``best``, or None for the newest."""
-    parser.add_argument(
-        "--step", type=_checkpoint_step, metavar="N|best", help="which checkpoint (default: the newest)"
-    )
-
-
-def _checkpoint_step(text: str) -> int | Literal["best"]:
-    if text == "best":
-        return "best"
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor best")
-    return int(text)
 
 
 def run(

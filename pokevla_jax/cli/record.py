@@ -15,6 +15,7 @@ from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
+from pokevla_jax import terminal
 from pokevla_jax.cli import flags
 from pokevla_jax.sim.assets import resolve_assets
 from pokevla_jax.sim.demonstrate import Noise
@@ -75,8 +76,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--render-every", type=int, default=4, metavar="N", help=every)
     renderers = "fast, or robosuite's own, as published results use it (default: %(default)s)"
     p.add_argument("--renderer", default="fast", choices=("fast", "robosuite"), help=renderers)
-    assets = "LIBERO's asset folder (default: LIBERO_ASSETS, else what is installed or downloaded)"
-    p.add_argument("--assets", type=Path, metavar="DIR", help=assets)
+    terminal.add_assets(p)
     clean = "standard deviation of the noise on clean steps (default: %(default)s)"
     p.add_argument("--action-noise", type=float, default=noise.action, metavar="STD", help=clean)
     bursts = "chance of a random burst per step (default: %(default)s)"

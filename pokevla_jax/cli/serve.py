@@ -26,6 +26,7 @@ from typing import Any
 from etils import epath
 
 from pokevla_jax import checkpoints
+from pokevla_jax import terminal
 from pokevla_jax.cli import flags
 from pokevla_jax.policy import Policy
 from pokevla_jax.serving.server import LOOPBACK
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     p = flags.make_parser(__doc__, EXAMPLES)
     p.prog = "pokevla-serve"
     p.add_argument("--checkpoint", required=True, metavar="DIR", help="a training run's folder, or one step of it")
-    flags.add_step(p)
+    terminal.add_step(p)
     p.add_argument(
         "--host",
         metavar="ADDRESS",

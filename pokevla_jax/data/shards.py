@@ -109,7 +109,7 @@ def check_records(table: Path, header: Mapping[str, Any]) -> None:
         found = "is missing" if size is None else f"has {size} bytes"
         raise DataError(
             f"Records file {records} {found}, its table expects {header['records_bytes']}; restore it from a copy, or "
-            f"delete {table.name} to go on without the shard"
+            f"delete {table.name} and manifest.json to go on without the shard"
         )
 
 

@@ -124,8 +124,9 @@ def jitter_colors(
         turn, gain = 360 * (1 + hue * augment.hue), 1 + saturation * augment.saturation
         hsv = cv2.transform(hsv, np.array([[1, 0, 0, turn], [0, gain, 0, 0], [0, 0, 1, 0]], np.float32))
         if gain > 1:
-            # Of all ways to bound one channel of three, OpenCV's is the fastest.
-            cv2.insertChannel(cv2.min(cv2.extractChannel(hsv, 1), 1.0), hsv, 1)
+            # A channel of its own: numpy takes longer to bound every third number.
+            bounded = cv2.threshold(cv2.extractChannel(hsv, 1), 1, 0, cv2.THRESH_TRUNC)[1]
+            cv2.insertChannel(bounded, hsv, 1)
         pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return cv2.convertScaleAbs(pixels, alpha=255)
 

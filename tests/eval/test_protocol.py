@@ -20,3 +20,9 @@ def test_other_assets_or_another_renderer_are_one_sentence(here):
     note = Protocol(here, {"pictures": [REAL]}).unlike_training()
     assert note.startswith("The policy was trained on pictures of real assets through fast-v1-x and sees ")
     assert f"{here['assets']} assets through {here['renderer']} here" in note
+
+
+def test_an_entry_that_only_one_has_is_named_though_it_is_empty():
+    with_it, without = Protocol(REAL | {"limits": {}}, {"kind": "expert"}), Protocol(REAL, {"kind": "expert"})
+    assert with_it.hash != without.hash
+    assert with_it.difference(without) == "simulation limits: {}, not None"
