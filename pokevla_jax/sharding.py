@@ -43,9 +43,11 @@ RULES: dict[str, str | None] = {
     "vocab": "tensor",
 }
 
-# The same for activations: rows over every axis but ``tensor``, the residual stream whole, a block's inside cut.
+# The same for activations: rows over every axis but ``tensor``. Along that, the residual stream is cut by positions and
+# a block's inside by heads or hidden units ("sequence parallelism", Korthikanti et al. 2022): nothing is kept twice.
 ACTIVATION_RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH_AXES,
+    "length": "tensor",
     "embed": None,
     "mlp": "tensor",
     "heads": "tensor",

@@ -126,7 +126,7 @@ class Decoder(nnx.Module):
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
         x, states = stacking.scan(
             self.layers,
-            sharding.constrain(x, "batch", None, "embed"),
+            sharding.constrain(x, "batch", "length", "embed"),
             step=lambda layer, x, _: layer(x, rotary, segments)[0],
             remat=remat,
             collect=all_layers,

@@ -191,7 +191,9 @@ def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], num_inputs: 
         inputs, outputs = math.prod(kernel.shape[:num_inputs]), kernel.shape[num_inputs:]
         matrix = kernel.reshape(inputs, math.prod(outputs))
         y = summed_in_float32(jnp.matmul, x.reshape(-1, inputs), matrix).reshape(*lead, *outputs)
-    return sharding.constrain(y, "batch", *(None,) * (len(lead) - 1), *axes[num_inputs:])
+    # Between blocks, where a sequence of states is carried on, positions are cut.
+    length = "length" if len(lead) == 2 and axes[num_inputs:] == ("embed",) else None
+    return sharding.constrain(y, "batch", *(length,) * (len(lead) - 1), *axes[num_inputs:])
 
 
 class LayerNorm(nnx.Module):
