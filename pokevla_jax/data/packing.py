@@ -7,6 +7,7 @@ order from a pool of the next few hundred; the last one or two of a row are thos
 
 import bisect
 import logging
+import threading
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ def _closest(sizes: np.ndarray, pictures: np.ndarray, gap: int, slots: int) -> l
 class PackedOrder:
     """The endless sequence of packed rows of a mixture.
 
-    The rows of an epoch are counted by packing it, so asking for a row packs the epochs before it once.
+    The rows of an epoch are counted by packing it, so asking for a row packs the epochs before it once. Threads may ask
+    at the same time.
     """
 
     def __init__(self, parts: Sequence[Part], lengths: np.ndarray, images: np.ndarray, config: Config, seed: int):
@@ -143,22 +145,34 @@ class PackedOrder:
         self._ends: list[int] = []
         # Travels to workers: packing 2.4 M conversations takes a minute.
         self._plans: dict[int, Plan] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def __getitem__(self, g: int) -> Int[np.ndarray, " n"]:
         """The samples of row ``g`` of the run."""
-        while not self._ends or g >= self._ends[-1]:
-            rows = len(self.epoch(len(self._ends)))
-            self._ends.append(rows + (self._ends[-1] if self._ends else 0))
-        epoch = bisect.bisect_right(self._ends, g)
-        return self.epoch(epoch)[g - (self._ends[epoch - 1] if epoch else 0)]
+        with self._lock:
+            while not self._ends or g >= self._ends[-1]:
+                rows = len(self._epoch(len(self._ends)))
+                self._ends.append(rows + (self._ends[-1] if self._ends else 0))
+            epoch = bisect.bisect_right(self._ends, g)
+            plan, first = self._epoch(epoch), self._ends[epoch - 1] if epoch else 0
+        return plan[g - first]
 
     def epoch(self, epoch: int) -> Plan:
         """All rows of an epoch; the last two epochs that were asked for are kept."""
+        with self._lock:
+            return self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> Plan:
         plan = self._plans.get(epoch)
         if plan is None:
             samples = self._order.epoch(epoch)
             plan = plan_rows(samples, self._lengths[samples], self._images[samples], self._length, self._most)
-            # Replaced, not changed: threads may be reading.
             self._plans = dict([*list(self._plans.items())[-1:], (epoch, plan)])
         return plan
 

@@ -1,9 +1,12 @@
 import dataclasses
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from pokevla_jax.data import packing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.corpus import open_corpus
 from pokevla_jax.data.corpus import write_corpus_shard
@@ -175,6 +178,24 @@ def test_workers_and_a_restart_change_nothing(corpus, tokenizer, num_workers):
     for batch, reference in zip(got, expected, strict=True):
         for key in reference:
             np.testing.assert_array_equal(batch[key], reference[key], err_msg=key)
+
+
+def test_threads_that_reach_an_epoch_together_see_what_one_sees(monkeypatch):
+    lengths, images = realistic_mix(np.random.default_rng(2), n=200)
+    parts, config = [Part("some", np.arange(200), 0.3)], corpora.config(pack_length=2048)
+
+    def make():
+        return PackedOrder(parts, lengths, images, config, 0)
+
+    alone = make()
+    sizes = [len(alone.epoch(e)) for e in range(4)]
+    assert len(set(sizes)) > 1, "epochs of one size hide a wrong count of them"
+    expected = [alone[g].tolist() for g in range(sum(sizes))]
+    # Slow enough for all to be there while the first one packs.
+    monkeypatch.setattr(packing, "plan_rows", lambda *arguments: (time.sleep(0.02), plan_rows(*arguments))[1])
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(make().__getitem__, range(len(expected))))
+    assert [row.tolist() for row in found] == expected
 
 
 def test_every_epoch_shows_every_training_sample_once(corpus, tokenizer):
