@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from websockets.asyncio.server import Request
 from websockets.asyncio.server import Response
+from websockets.asyncio.server import Server
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
@@ -98,19 +99,30 @@ class PolicyService:
         self._clients = 0
 
     async def run(self, stop: asyncio.Event, ready: Callable[[int], None]) -> None:
-        """Warms the policy up, listens, calls ``ready`` with the port, and returns when ``stop`` is set.
+        """Takes the address, warms the policy up, listens, calls ``ready`` with the port; returns when ``stop`` is set.
 
         Raises:
             ServingError: when the address cannot be bound.
         """
-        options = self._options
-        await asyncio.get_running_loop().run_in_executor(None, self._policy.warm_up)
         self._batcher = Batcher(self._policy.infer, self._policy.max_batch_size)
         try:
-            server = await serve(
+            async with await self._bind() as server:
+                await asyncio.get_running_loop().run_in_executor(None, self._policy.warm_up)
+                await server.start_serving()
+                ready(server.sockets[0].getsockname()[1])
+                await stop.wait()
+        finally:
+            self._batcher.close()
+
+    async def _bind(self) -> Server:
+        """The server, which has its address and does not accept yet."""
+        options = self._options
+        try:
+            return await serve(
                 self._handle,
                 options.host,
                 options.port,
+                start_serving=False,
                 # Browsers state where a page came from; no page may talk to a robot's policy on this machine.
                 origins=[None],
                 compression=None,
@@ -123,12 +135,6 @@ class PolicyService:
             raise ServingError(
                 f"Cannot listen on {options.host}:{options.port} ({reason}); choose another --port or --host"
             ) from error
-        try:
-            async with server:
-                ready(server.sockets[0].getsockname()[1])
-                await stop.wait()
-        finally:
-            self._batcher.close()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """A plain HTTP answer for probes and for who may not enter; None lets the websocket handshake go on."""

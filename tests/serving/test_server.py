@@ -287,12 +287,13 @@ def test_a_client_that_leaves_while_it_waits_harms_nobody():
         assert staying.infer(observation(6))["actions"][0, 0] == 6
 
 
-def test_a_port_in_use_is_one_sentence():
+def test_a_port_in_use_is_one_sentence_before_anything_is_compiled():
     with serving(ToyPolicy()) as port:
-        stop = asyncio.Event()
-        service = PolicyService(ToyPolicy(), ServerOptions(port=port))
+        stop, policy = asyncio.Event(), ToyPolicy()
+        service = PolicyService(policy, ServerOptions(port=port))
         with pytest.raises(ServingError, match=f"Cannot listen on 127.0.0.1:{port} .*--port"):
             asyncio.run(service.run(stop, lambda number: None))
+        assert not policy.warm
 
 
 def start(folder, *arguments, **environment):
