@@ -14,7 +14,7 @@ NUM_BLOCKS = 5
 TOKENS = {"dinov2": 261, "siglip": 256, "language": 641}
 
 
-def describe(name: str, attention: str) -> tuple[Any, Any, int, Any]:
+def describe(name: str, attention: str, tokens: int) -> tuple[Any, Any, int, Any]:
     """A stack of blocks, the step of its scan, the width, and the forward FLOPs of one block and one row."""
     import jax.numpy as jnp
 
@@ -35,10 +35,10 @@ def describe(name: str, attention: str) -> tuple[Any, Any, int, Any]:
             return layer(x, table, segments)[0]
 
         stack = stacking.stack(lambda: language.DecoderLayer(config, attention), NUM_BLOCKS)
-        return stack, step, config.width, flops._language(dataclasses.replace(model, language=config), TOKENS[name])
+        return stack, step, config.width, flops._language(dataclasses.replace(model, language=config), tokens)
     tower = getattr(model.vision, name)
     stack = stacking.stack(lambda: vision.Block(tower, attention), NUM_BLOCKS)
-    counted = flops._attention_block(TOKENS[name], tower.width, tower.mlp_dim)
+    counted = flops._attention_block(tokens, tower.width, tower.mlp_dim)
     return stack, lambda layer, x, _: layer(x), tower.width, counted
 
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("block", choices=sorted(TOKENS))
     parser.add_argument("--attention", default="splash", choices=("xla", "splash"))
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "layers", "full"))
+    parser.add_argument("--tokens", type=int, help="of each (default: as in stage 2)")
     parser.add_argument("--rows", type=int, default=16, help="pictures, or sequences, on each chip")
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--top", type=int, default=30, help="how many source operations to list")
@@ -66,14 +67,15 @@ def main() -> None:
     from pokevla_jax.training.step import compiler_options
 
     topology = topologies.parse(arguments.topology)
+    tokens = arguments.tokens or TOKENS[arguments.block]
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=-1), topology.devices())
-    stack, step, width, counted = describe(arguments.block, arguments.attention)
+    stack, step, width, counted = describe(arguments.block, arguments.attention, tokens)
 
     shapes = stacking.shapes(stack)
     placed = sharding.param_shardings(shapes, stacking.axes(stack), mesh)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
     rows = sharding.batch_sharding(mesh)
-    shape = (arguments.rows * topology.num_chips, TOKENS[arguments.block], width)
+    shape = (arguments.rows * topology.num_chips, tokens, width)
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=rows)
 
     def gradients(params, x, weights):
