@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -274,5 +275,17 @@ def rotary_table(positions: Float[Array, "... s"], head_dim: int, theta: float) 
 def rotate(x: Float[Array, "b s h k"], table: RotaryTable) -> Float[Array, "b s h k"]:
     """Rotary position embedding in the half-split layout of Qwen2: dimension i turns with dimension i + k/2."""
     cos, sin = table
+    if sharding.current_mesh() is not None:
+        return _rotate_by_product(x, cos, sin)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _rotate_by_product(x: Array, cos: Array, sin: Array) -> Array:
+    """``rotate``, halves exchanged by a matrix: a TPU moves half a head along its lanes in more time."""
+    one = np.eye(x.shape[-1] // 2)
+    exchange = jnp.asarray(np.block([[0 * one, one], [-one, 0 * one]]), x.dtype)  # (a, b) -> (-b, a), exactly
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    turned = jnp.matmul(x, exchange, precision=precision, preferred_element_type=jnp.float32)
+    cos, sin = (jnp.concatenate([half, half], axis=-1) for half in (cos, sin))
+    return (x.astype(jnp.float32) * cos + turned * sin).astype(x.dtype)
