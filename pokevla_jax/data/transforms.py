@@ -288,4 +288,8 @@ def _warp(image: np.ndarray, window: Window, border: int) -> np.ndarray:
     centre = window.side / 2 - 0.5
     matrix = np.array([[window.side, 0, window.x * size + centre], [0, window.side, window.y * size + centre]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border)
+    if image.ndim == 2:
+        return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=border)
+    # OpenCV warps four channels, to the same numbers, in half the time of three.
+    four = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), matrix, (size, size), flags=flags, borderMode=border)
+    return cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
