@@ -7,6 +7,8 @@ brightness, contrast, saturation and hue, normalise state and action by q01 and 
 their mask, shuffled, in batches of 64. RLDS holds whole episodes, read as OpenVLA and Octo do: interleaved files,
 episodes cut into frames that stay encoded, a shuffle buffer over frames, parallel maps with AUTOTUNE, prefetch. Ours is
 measured with threads and with worker processes, from the pictures' own size (256) and from records of training size.
+Beside them stands stage 1: rows of 2,048 positions packed from
+conversations of 60 to 400 words about one picture of 256 pixels each, at most four a row.
 The readers take turns, so that other load on the machine meets all of them. Prints JSON lines; medians over rounds.
 """
 
@@ -32,12 +34,18 @@ from pokevla_jax.config import Config
 from pokevla_jax.config import DataConfig
 from pokevla_jax.config import GeometryConfig
 from pokevla_jax.config import KeypointConfig
+from pokevla_jax.data.codec import encode_jpeg
+from pokevla_jax.data.corpus import CorpusSample
+from pokevla_jax.data.corpus import open_corpus
+from pokevla_jax.data.corpus import write_corpus_shard
 from pokevla_jax.data.export.rlds import export_rlds
 from pokevla_jax.data.normalize import compute_statistics
+from pokevla_jax.data.packing import packed_iterator
 from pokevla_jax.data.pipeline import train_iterator
 from pokevla_jax.data.records import Frame
 from pokevla_jax.data.records import open_dataset
 from pokevla_jax.data.records import write_shard
+from pokevla_jax.data.tokenize import CompactTokenizer
 from pokevla_jax.data.tokenize import load_tokenizer
 from pokevla_jax.models import presets
 from tests.benchmarks.statistics_speed import VIEWS
@@ -94,6 +102,35 @@ def ours(folder: Path, workers: int) -> Iterator[Any]:
     dataset = open_dataset(folder)
     tokenizer = load_tokenizer("compact", (info.instruction for info in dataset.episodes))
     iterator = train_iterator(settings(workers), dataset, compute_statistics(dataset), tokenizer)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def write_conversations(folder: Path, count: int) -> None:
+    """Questions and answers about one picture each; made-up words, as many as the paper's sources have."""
+    pool = [encode_jpeg(image) for image in pictures(64, 256)]
+    rng = np.random.default_rng(1)
+
+    def sample(number: int) -> CorpusSample:
+        words = [f"w{word}" for word in rng.integers(0, 900, int(np.clip(rng.lognormal(np.log(180), 0.5), 60, 400)))]
+        turns = (" ".join(words[:20]), " ".join(words[20:]))
+        return CorpusSample(
+            id=str(number), source="made", pillar="general", images=(pool[number % 64],), turns=turns, split="train"
+        )
+
+    write_corpus_shard(folder, "s", (sample(number) for number in range(count)))
+
+
+def stage1(folder: Path, workers: int) -> Iterator[Any]:
+    """Packed batches of 16 rows for the full-size network."""
+    data = DataConfig(num_workers=workers, prefetch=4, pack_length=2048, pack_images=4)
+    config = Config(model=presets.pokevla(), data=data, stage="vlm", batch_size=16)
+    corpus = open_corpus(folder)
+    words = (f"w{word}" for word in range(900))
+    tokenizer = CompactTokenizer.from_conversations(words, data.prompt_template)
+    iterator = packed_iterator(config, corpus, tokenizer)
     try:
         yield from iterator
     finally:
@@ -175,7 +212,7 @@ def rate(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
         next(batches)
     count, start, used = 0, time.perf_counter(), processor_seconds()
     while time.perf_counter() - start < seconds:
-        count += len(next(batches)["actions"])
+        count += len(next(batches)["images"])
     used = processor_seconds() - used
     return count / (time.perf_counter() - start), 1e3 * used / count
 
@@ -190,9 +227,10 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, cores)
     with tempfile.TemporaryDirectory() as name:
-        source, small, exported = (Path(name) / part for part in ("source", "small", "rlds"))
+        source, small, exported, conversations = (Path(name) / part for part in ("source", "small", "rlds", "corpus"))
         write(source, arguments.frames, 256)
         write(small, arguments.frames, SIZE)
+        write_conversations(conversations, arguments.frames)
         export_rlds(open_dataset(source), exported, name="same", episodes_per_file=8)
         readers = {
             "tf.data over RLDS, 256 px": lambda: rlds(exported, source),
@@ -200,6 +238,8 @@ def main() -> None:
             "ours, 256 px, 2 workers": lambda: ours(source, 2),
             "ours, 224 px records, threads": lambda: ours(small, 0),
             "ours, 224 px records, 2 workers": lambda: ours(small, 2),
+            "stage 1, packed rows, threads": lambda: stage1(conversations, 0),
+            "stage 1, packed rows, 2 workers": lambda: stage1(conversations, 2),
         }
         rates: dict[str, list[tuple[float, float]]] = {label: [] for label in readers}
         for _ in range(arguments.rounds):
