@@ -1,9 +1,9 @@
 """Stage 1 at a small size: the tiny network on the corpus from simulation, every part trained from scratch.
 
 Hardware: two CPU cores (a core each for the model and its blind control), or one GPU.
-Time: not measured yet.
-Expected: not measured yet; beside it stands the control that is trained without images
-(``--config.data.zero_images=true``), see ``docs/pretraining.md``.
+Time: an hour.
+Expected: of the held-out questions 51 % answered exactly, 22 % of points on their object, box IoU 0.12; trained without
+images (``--config.data.zero_images=true``) 46 %, 17 % and 0.04 (docs/results.md).
 Command:
 
     pokevla-train --config=configs/pretrain_pokevlm_small.py --config.data.path=CORPUS --workdir=RUN
@@ -27,7 +27,7 @@ def get_config():
     config.data.pack_images = 5
 
     config.batch_size = 16
-    config.num_steps = 4000
+    config.num_steps = 3000
     config.log_every = 100
     config.eval_every = 500
     config.eval_batches = 16
