@@ -60,6 +60,10 @@ def _in_processes(function: Callable[[T], R], work: Iterable[T], workers: int) -
         ) from error
 
 
+def _call(function: Callable[[T], R], item: T) -> R:
+    return function(item)
+
+
 def _on_cluster(function: Callable[[T], R], work: Iterable[T], workers: int, address: str) -> Iterator[R]:
     import ray
 
@@ -71,10 +75,11 @@ def _on_cluster(function: Callable[[T], R], work: Iterable[T], workers: int, add
             raise DataError(f"No Ray cluster answers at {address!r}: {str(error)[:200]}") from error
     try:
         # A piece whose machine dies is done again elsewhere: it leaves nothing half-written behind.
-        remote = ray.remote(function).options(num_cpus=1, max_retries=3)
+        remote = ray.remote(_call).options(num_cpus=1, max_retries=3)
+        shared = ray.put(function)  # Stored once; Ray takes plain functions alone for a task.
         pending: list[Any] = []
         for item in work:
-            pending.append(remote.remote(item))
+            pending.append(remote.remote(shared, item))
             if len(pending) >= workers * _AHEAD:
                 done, pending = ray.wait(pending, num_returns=1)
                 yield ray.get(done[0])
