@@ -136,7 +136,6 @@ def test_killed_simulators_change_no_result(tmp_path, monkeypatch, libero_assets
         (["--layouts", "1", "--protocol", "openpi", "--renderer", "fast"], "contradicts --protocol openpi, which has"),
         (["--layouts", "1", "--policy", "nowhere"], "no folder"),
         (["--layouts", "1", "--policy", "random", "--step", "3"], "go with a checkpoint"),
-        (["--layouts", "1", "--step", "last"], "neither a number nor best"),
         (["--layouts", "1", "--exact", "0"], "--exact must be at least 1, got 0"),
         (["--layouts", "1", "--episode-timeout", "nan"], "--episode-timeout must be at least 1, got nan"),
         (["--layouts", "1", "--run-dir", "/proc/nowhere"], "cannot be written"),
@@ -152,3 +151,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(arguments, message, tmp_pa
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["run", "--policy", "random"], ["vlm", "--checkpoint", "c", "--data", "d"]])
+def test_a_step_that_is_none_is_one_sentence(command, tmp_path, capsys):
+    folder = ["--run-dir" if command[0] == "run" else "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, *folder, "--step", "last"])
+    error = capsys.readouterr().err
+    assert "argument --step: 'last' is neither a number nor best" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

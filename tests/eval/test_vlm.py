@@ -265,7 +265,6 @@ def test_wrong_commands_are_answered_in_a_sentence(trained, capsys):
     assert "is not empty; give a new folder" in error(out="full")
     assert "'blind' must read NAME=DIR" in error("--control", "blind", out="o")
     assert "'constant' is taken" in error("--control", "constant=x", out="o")
-    assert "'last' is neither a number nor best" in error("--step", "last", out="o")
     assert "--samples 0 is too few" in error("--samples", 0, out="o")
     assert "does not exist" in error(checkpoint="none", out="o")
     assert "cannot be written (Not a directory); choose another folder" in error(out="full/file/o")

@@ -75,7 +75,7 @@ def _on_cluster(function: Callable[[T], R], work: Iterable[T], workers: int, add
             raise DataError(f"No Ray cluster answers at {address!r}: {str(error)[:200]}") from error
     try:
         # A piece whose machine dies is done again elsewhere: it leaves nothing half-written behind.
-        remote = ray.remote(_call).options(num_cpus=1, max_retries=3)
+        remote: Any = ray.remote(_call).options(num_cpus=1, max_retries=3)
         shared = ray.put(function)  # Stored once; Ray takes plain functions alone for a task.
         pending: list[Any] = []
         for item in work:
