@@ -6,11 +6,13 @@ server itself closes it (code 1011), as openpi's server does. ``GET /healthz`` s
 """
 
 import asyncio
+import contextlib
 import hmac
 import http
 import logging
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,9 +108,12 @@ class PolicyService:
         """
         self._batcher = Batcher(self._policy.infer, self._policy.max_batch_size)
         try:
-            async with await self._bind() as server:
+            with self._address():
+                server = await self._bind()
+            async with server:
                 await asyncio.get_running_loop().run_in_executor(None, self._policy.warm_up)
-                await server.start_serving()
+                with self._address():
+                    await server.start_serving()
                 ready(server.sockets[0].getsockname()[1])
                 await stop.wait()
         finally:
@@ -116,25 +121,28 @@ class PolicyService:
 
     async def _bind(self) -> Server:
         """The server, which has its address and does not accept yet."""
-        options = self._options
+        return await serve(
+            self._handle,
+            self._options.host,
+            self._options.port,
+            start_serving=False,
+            # Browsers state where a page came from; no page may talk to a robot's policy on this machine.
+            origins=[None],
+            compression=None,
+            max_size=self._options.max_message_bytes,
+            max_queue=QUEUED_MESSAGES,
+            process_request=self._admit,
+        )
+
+    @contextlib.contextmanager
+    def _address(self) -> Iterator[None]:
+        """Says in a sentence that the address cannot be had: it can neither be taken nor, if two took it, listened on."""
+        where = f"{self._options.host}:{self._options.port}"
         try:
-            return await serve(
-                self._handle,
-                options.host,
-                options.port,
-                start_serving=False,
-                # Browsers state where a page came from; no page may talk to a robot's policy on this machine.
-                origins=[None],
-                compression=None,
-                max_size=options.max_message_bytes,
-                max_queue=QUEUED_MESSAGES,
-                process_request=self._admit,
-            )
+            yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ServingError(
-                f"Cannot listen on {options.host}:{options.port} ({reason}); choose another --port or --host"
-            ) from error
+            raise ServingError(f"Cannot listen on {where} ({reason}); choose another --port or --host") from error
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """A plain HTTP answer for probes and for who may not enter; None lets the websocket handshake go on."""

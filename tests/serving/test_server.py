@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -294,6 +295,19 @@ def test_a_port_in_use_is_one_sentence_before_anything_is_compiled():
         with pytest.raises(ServingError, match=f"Cannot listen on 127.0.0.1:{port} .*--port"):
             asyncio.run(service.run(stop, lambda number: None))
         assert not policy.warm
+
+
+def test_a_port_that_another_server_took_meanwhile_is_one_sentence():
+    """Both may take an address that nobody listens on yet; only one of them can listen."""
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        policy = ToyPolicy()
+        policy.warm_up = other.listen
+        service = PolicyService(policy, ServerOptions(port=port))
+        with pytest.raises(ServingError, match=f"Cannot listen on 127.0.0.1:{port} .*--port"):
+            asyncio.run(service.run(asyncio.Event(), lambda number: None))
 
 
 def start(folder, *arguments, **environment):
