@@ -7,12 +7,13 @@ brightness, contrast, saturation and hue, normalise state and action by q01 and 
 their mask, shuffled, in batches of 64. RLDS holds whole episodes, read as OpenVLA and Octo do: interleaved files,
 episodes cut into frames that stay encoded, a shuffle buffer over frames, parallel maps with AUTOTUNE, prefetch. Ours is
 measured with threads and with worker processes, from the pictures' own size (256) and from records of training size.
-Beside them stands stage 1: rows of 2,048 positions packed from
-conversations of 60 to 400 words about one picture of 256 pixels each, at most four a row.
-The readers take turns, so that other load on the machine meets all of them. Prints JSON lines; medians over rounds.
+Beside them stands stage 1: rows of 2,048 positions packed from conversations of 60 to 400 words about one picture of
+256 pixels each, at most four a row. The readers take turns, so that other load on the machine meets all of them. Prints
+JSON lines: medians over rounds, and the share of stage 1's positions that hold nothing.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,6 +40,7 @@ from pokevla_jax.data.corpus import CorpusSample
 from pokevla_jax.data.corpus import open_corpus
 from pokevla_jax.data.corpus import write_corpus_shard
 from pokevla_jax.data.export.rlds import export_rlds
+from pokevla_jax.data.iterator import TrainIterator
 from pokevla_jax.data.normalize import compute_statistics
 from pokevla_jax.data.packing import packed_iterator
 from pokevla_jax.data.pipeline import train_iterator
@@ -97,15 +99,17 @@ def settings(workers: int) -> Config:
     return Config(model=model, data=data, batch_size=BATCH)
 
 
+def closing(iterator: TrainIterator) -> Iterator[Any]:
+    """Its batches; whoever stops reading stops its workers too."""
+    with contextlib.closing(iterator):
+        yield from iterator
+
+
 def ours(folder: Path, workers: int) -> Iterator[Any]:
     """Batches of this project's pipeline."""
     dataset = open_dataset(folder)
     tokenizer = load_tokenizer("compact", (info.instruction for info in dataset.episodes))
-    iterator = train_iterator(settings(workers), dataset, compute_statistics(dataset), tokenizer)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    yield from closing(train_iterator(settings(workers), dataset, compute_statistics(dataset), tokenizer))
 
 
 def write_conversations(folder: Path, count: int) -> None:
@@ -130,11 +134,7 @@ def stage1(folder: Path, workers: int) -> Iterator[Any]:
     corpus = open_corpus(folder)
     words = (f"w{word}" for word in range(900))
     tokenizer = CompactTokenizer.from_conversations(words, data.prompt_template)
-    iterator = packed_iterator(config, corpus, tokenizer)
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
+    yield from closing(packed_iterator(config, corpus, tokenizer))
 
 
 def rlds(folder: Path, original: Path) -> Iterator[Any]:
@@ -206,15 +206,19 @@ def processor_seconds() -> float:
     return total
 
 
-def rate(batches: Iterator[Any], seconds: float) -> tuple[float, float]:
-    """Samples per second and milliseconds of processor per sample, after what start-up had read ahead is used up."""
+def rate(batches: Iterator[Any], seconds: float) -> dict[str, float]:
+    """What a reader does, after what start-up had read ahead is used up."""
     for _ in range(8):
         next(batches)
-    count, start, used = 0, time.perf_counter(), processor_seconds()
+    count, empty, start, used = 0, 0.0, time.perf_counter(), processor_seconds()
     while time.perf_counter() - start < seconds:
-        count += len(next(batches)["images"])
+        batch = next(batches)
+        count += len(batch["images"])
+        if "segment_ids" in batch:
+            empty += float(np.mean(batch["segment_ids"] == 0)) * len(batch["images"])
     used = processor_seconds() - used
-    return count / (time.perf_counter() - start), 1e3 * used / count
+    speed = count / (time.perf_counter() - start)
+    return {"samples_per_second": speed, "processor_ms_per_sample": 1e3 * used / count, "padding": empty / count}
 
 
 def main() -> None:
@@ -241,20 +245,15 @@ def main() -> None:
             "stage 1, packed rows, threads": lambda: stage1(conversations, 0),
             "stage 1, packed rows, 2 workers": lambda: stage1(conversations, 2),
         }
-        rates: dict[str, list[tuple[float, float]]] = {label: [] for label in readers}
+        rounds: dict[str, list[dict[str, float]]] = {label: [] for label in readers}
         for _ in range(arguments.rounds):
             for label, reader in readers.items():
-                batches = reader()
-                rates[label].append(rate(batches, arguments.seconds))
-                batches.close()  # type: ignore[attr-defined]
-        for label, values in rates.items():
-            speeds, costs = zip(*values, strict=True)
-            figures = {
-                "samples_per_second": round(statistics.median(speeds), 1),
-                "processor_ms_per_sample": round(statistics.median(costs), 2),
-                "rounds": [round(speed, 1) for speed in speeds],
-            }
-            print(json.dumps({"reader": label, "cores": len(cores), **figures}), flush=True)
+                with contextlib.closing(reader()) as batches:
+                    rounds[label].append(rate(batches, arguments.seconds))
+        for label, figures in rounds.items():
+            medians = {name: round(statistics.median(row[name] for row in figures), 3) for name in figures[0]}
+            speeds = [round(row["samples_per_second"], 1) for row in figures]
+            print(json.dumps({"reader": label, "cores": len(cores), **medians, "rounds": speeds}), flush=True)
 
 
 if __name__ == "__main__":
