@@ -136,7 +136,7 @@ class PolicyService:
 
     @contextlib.contextmanager
     def _address(self) -> Iterator[None]:
-        """Says in a sentence that the address cannot be had: it can neither be taken nor, if two took it, listened on."""
+        """Says in a sentence that the address cannot be taken or, where two took it, not be listened on."""
         where = f"{self._options.host}:{self._options.port}"
         try:
             yield
