@@ -138,6 +138,8 @@ class SegmentationConfig:
     # "sam": frozen SAM image encoder; "small": a small convolutional encoder trained with the rest.
     image_encoder: Literal["sam", "small"] = "sam"
     sam_variant: Literal["vit_b", "vit_h"] = "vit_b"
+    # "inside": SAM's encoder runs in the training step; "precomputed": its features are part of the batch.
+    source: Literal["inside", "precomputed"] = "inside"
     # Side of the square feature map that the decoder sees; the mask logits are 4 times as large.
     feature_grid: int = 64
     decoder_dim: int = 256

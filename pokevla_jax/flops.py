@@ -244,8 +244,11 @@ def _segmentation(model: ModelConfig) -> dict[str, Flops]:
     projection = Flops(weights=2.0 * width * (width + seg.decoder_dim), first=2.0 * width * width)
     decoders = (_mask_decoder(model).times(2) + _mask_prompt(model)).times(views)
     encoder = _sam_encoder(model) if seg.image_encoder == "sam" else _small_encoder(model)
+    parts = {"mask_decoder": projection + decoders}
+    if seg.source == "precomputed":
+        return parts
     name = "teacher/sam" if seg.image_encoder == "sam" else "image_encoder"
-    return {name: encoder.times(views), "mask_decoder": projection + decoders}
+    return {name: encoder.times(views)} | parts
 
 
 def _mask_prompt(model: ModelConfig) -> Flops:

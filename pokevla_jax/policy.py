@@ -26,6 +26,7 @@ from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.tokenize import Tokenizer
 from pokevla_jax.data.tokenize import from_json as tokenizer_from_json
 from pokevla_jax.data.transforms import inference_transform
+from pokevla_jax.models import segmentation
 from pokevla_jax.models import stacking
 from pokevla_jax.models.pokevla import TRAINING_ONLY
 from pokevla_jax.models.pokevla import without_training_parts
@@ -88,7 +89,7 @@ class Policy:
             "action_horizon": model.action_horizon,
             "action_dim": model.action_dim,
             "proprio_dim": model.proprio_dim,
-            "segments": bool(model.segmentation.weight),
+            "segments": segmentation.computes_features(model.segmentation),
             "zero_images": config.data.zero_images,
             "zero_language": config.data.zero_language,
             **(metadata or {}),
@@ -159,10 +160,16 @@ class Policy:
         The maps show the same window of the image that the network sees (``data.transforms.central_window``).
 
         Raises:
-            ValueError: when the network was trained without segmentation.
+            ValueError: when the network was trained without segmentation, or without the encoder of its images.
         """
-        if not self.config.model.segmentation.weight:
+        config = self.config.model.segmentation
+        if not config.weight:
             raise ValueError("This checkpoint was trained without segmentation (config.model.segmentation.weight = 0)")
+        if not segmentation.computes_features(config):
+            raise ValueError(
+                "This checkpoint was trained on precomputed image features (config.model.segmentation.source = "
+                "'precomputed') and holds no encoder to segment a new image with"
+            )
         return self._batched(self._masks, observations)
 
     def _batched(self, function: Any, observations: Sequence[Observation]) -> np.ndarray:
@@ -185,5 +192,5 @@ class Policy:
     def _forward_masks(self, params: Params, batch: Batch) -> Float[Array, "b v m m"]:
         model = stacking.bind(self._network, params)
         hidden = model.encode(batch["images"], batch["tokens"], batch["token_mask"])
-        _, fine = model.segment(hidden.seg, batch["images"])
+        _, fine = model.segment(hidden.seg, batch)
         return jax.nn.sigmoid(jnp.asarray(fine, jnp.float32))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pokevla_jax.config import Config
+from pokevla_jax.config import ModelConfig
 
 
 class ArraySpec(NamedTuple):
@@ -49,15 +50,30 @@ def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[s
             # The 3-D point seen at the centre of each patch, metres, robot base frame.
             spec["points"] = ((b, v, grid, grid, 3), np.float32)
             spec["points_valid"] = ((b, v, grid, grid), np.bool_)
-        if model.geometry.weight and model.geometry.source == "precomputed":
-            # The teacher's features of every vision token. Their length does not matter: store unit vectors, which
-            # half precision holds without overflow.
-            spec["geometry_targets"] = ((b, model.num_vision_tokens, model.geometry.feature_dim), np.float16)
+        for name, (part, shape) in teacher_features(model).items():
+            if getattr(model, part).source == "precomputed":
+                spec[name] = ((b, *shape), np.float16)
         if model.keypoint.weight:
             # Positions of target and goal object, metres, robot base frame.
             spec["keypoints"] = ((b, model.keypoint.num_keypoints, 3), np.float32)
             spec["keypoints_valid"] = ((b, model.keypoint.num_keypoints), np.bool_)
     return {name: ArraySpec(shape, np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
+def teacher_features(model: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What the frozen teachers tell of one sample: part of the network and shape, by the batch's name for it.
+
+    Computed in the step or precomputed, then as float16: SAM norms its channels, and of VGGT's features only the
+    direction matters, so store unit vectors.
+    """
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    segmentation, geometry = model.segmentation, model.geometry
+    if segmentation.weight and segmentation.image_encoder == "sam":
+        shape = (len(model.views), segmentation.feature_grid, segmentation.feature_grid, segmentation.decoder_dim)
+        found["segmentation_features"] = "segmentation", shape
+    if geometry.weight and geometry.teacher == "vggt":
+        found["geometry_targets"] = "geometry", (model.num_vision_tokens, geometry.feature_dim)
+    return found
 
 
 def stage1_batch_spec(config: Config, batch_size: int) -> dict[str, ArraySpec]:
@@ -97,7 +113,7 @@ def fake_batch(config: Config, batch_size: int, *, seed: int = 0, train: bool = 
         elif spec.dtype == np.int32:
             batch[name] = rng.integers(0, config.model.language.vocab_size, spec.shape, dtype=np.int32)
         else:
-            batch[name] = rng.uniform(-1, 1, spec.shape).astype(np.float32)
+            batch[name] = rng.uniform(-1, 1, spec.shape).astype(spec.dtype)
     return batch
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import segmentation
 from pokevla_jax.models import stacking
 from pokevla_jax.typing import Array
 from pokevla_jax.typing import Batch
@@ -72,8 +73,8 @@ def outputs(config: ModelConfig, params: Params, batch: Batch, *, training_parts
     record["projector"] = record["projector"].reshape(len(batch["images"]), -1, record["projector"].shape[-1])
     record["actions"] = model.act(hidden, batch["proprio"])
     if training_parts:
-        if config.segmentation.weight:
-            coarse, fine = model.segment(hidden.seg, batch["images"])
+        if segmentation.computes_features(config.segmentation):
+            coarse, fine = model.segment(hidden.seg, batch)
             record |= {"coarse mask logits": coarse, "mask logits": fine}
         if config.geometry.weight:
             record["align projector"] = model.align(hidden.vision)

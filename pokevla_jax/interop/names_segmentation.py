@@ -126,7 +126,10 @@ _MASK_DECODER: Rows = (
 
 def rows(config: SegmentationConfig) -> Rows:
     """The rows of the encoder that the configuration names, of the ``<SEG>`` projection and of both stages."""
-    if config.image_encoder == "sam":
+    encoder: Rows
+    if config.source == "precomputed":
+        encoder = ()
+    elif config.image_encoder == "sam":
         encoder = under("image_encoder/vit/", "image_encoder.", _sam_encoder(config))
     else:
         encoder = under("image_encoder/", "image_encoder.", _small_encoder(config))

@@ -11,6 +11,7 @@ from flax import nnx
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import GeometryConfig
 from pokevla_jax.config import ModelConfig
+from pokevla_jax.models import precomputed
 from pokevla_jax.models.layers import MLP
 from pokevla_jax.models.layers import LayerNorm
 from pokevla_jax.typing import Array
@@ -89,11 +90,13 @@ def valid_tokens(config: ModelConfig, batch: Batch) -> Bool[Array, "b n"]:
     return jnp.ones((b, config.num_vision_tokens), bool)
 
 
-def batch_targets(config: GeometryConfig, batch: Batch) -> Float[Array, "b n f"]:
+def batch_targets(config: ModelConfig, batch: Batch) -> Float[Array, "b n f"]:
     """The teacher's features of every vision token, where they follow from the batch alone."""
-    if config.teacher == "vggt":
-        return batch["geometry_targets"]
-    features = depth_features(batch["points"], config)
+    if config.geometry.teacher == "vggt":
+        return precomputed.features(
+            batch, "geometry_targets", (config.num_vision_tokens, config.geometry.feature_dim), "geometry"
+        )
+    features = depth_features(batch["points"], config.geometry)
     return features.reshape(features.shape[0], -1, features.shape[-1])
 
 

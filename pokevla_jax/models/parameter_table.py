@@ -131,7 +131,8 @@ def _segmentation_rows(config: SegmentationConfig, params: Mapping[str, Any]) ->
         "fine_prompt": "fine prompt encoder",
         "fine_decoder": "fine mask decoder",
     }
-    parts = {part: Row(name, training=_count(params[part])) for part, name in names.items()}
+    # A network that is given its image features has no encoder.
+    parts = {part: Row(name, training=_count(params[part])) for part, name in names.items() if part in params}
     if config.image_encoder == "sam":
         # Each stage reads another half of SAM's prompt encoder, and neither its points.
         coarse, fine = params["coarse_prompt"], params["fine_prompt"]

@@ -18,6 +18,8 @@ from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import attention
 from pokevla_jax.models import geometry
+from pokevla_jax.models import precomputed
+from pokevla_jax.models import segmentation
 from pokevla_jax.models.action_head import ActionHead
 from pokevla_jax.models.geometry import AlignProjector
 from pokevla_jax.models.language import Decoder
@@ -97,6 +99,7 @@ class PokeVLA(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         geometry.check_teacher(config.geometry)
+        segmentation.check_encoder(config.segmentation)
         width = config.language.width
         self.config = config
         self.vision = VisionEncoder(config)
@@ -177,11 +180,16 @@ class PokeVLA(nnx.Module):
             return self.action_head(read.vision, read.seg, read.queries, proprio, key)
 
     def segment(
-        self, seg: Float[Array, "b d"] | None, images: UInt8[Array, "b v h w 3"]
+        self, seg: Float[Array, "b d"] | None, batch: Batch
     ) -> tuple[Float[Array, "b v m m"], Float[Array, "b v m m"]]:
-        """Coarse and fine mask logits of the goal objects in every view."""
+        """Coarse and fine mask logits of the goal objects in every view, from its image or SAM's features of it."""
         with jax.named_scope("segmentation"):
-            return _built(self.segmentation, "segmentation")(images, _seen(seg))
+            part, config = _built(self.segmentation, "segmentation"), self.config.segmentation
+            if segmentation.computes_features(config):
+                return part(part.encode(batch["images"]), _seen(seg))
+            shape = (len(self.config.views), config.feature_grid, config.feature_grid, config.decoder_dim)
+            features = precomputed.features(batch, "segmentation_features", shape, "segmentation")
+            return part(features, _seen(seg))
 
     def align(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:
         """Vision states in the geometry teacher's feature space."""
@@ -209,7 +217,7 @@ class PokeVLA(nnx.Module):
         actions = self.act(hidden, batch["proprio"], key)
         if not train:
             return Outputs(actions)
-        coarse, fine = (None, None) if self.segmentation is None else self.segment(hidden.seg, batch["images"])
+        coarse, fine = (None, None) if self.segmentation is None else self.segment(hidden.seg, batch)
         return Outputs(
             actions,
             coarse_logits=coarse,

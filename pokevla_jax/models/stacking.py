@@ -219,7 +219,7 @@ def trainable(config: ModelConfig, variant: Variant = POLICY) -> Params:
     tree = _per_variable(config, lambda variable: not isinstance(variable, Buffer), variant)
     if "vggt" in tree:
         tree["vggt"] = jax.tree.map(lambda _: False, tree["vggt"])
-    if "segmentation" in tree and config.segmentation.image_encoder == "sam":
+    if "image_encoder" in tree.get("segmentation", {}) and config.segmentation.image_encoder == "sam":
         encoder = tree["segmentation"]["image_encoder"]
         tree["segmentation"]["image_encoder"] = jax.tree.map(lambda _: False, encoder)
     leaves = flatten(tree)

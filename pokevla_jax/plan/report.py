@@ -2,12 +2,16 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from pokevla_jax import flops
 from pokevla_jax.config import Config
+from pokevla_jax.data.schema import teacher_features
 from pokevla_jax.plan import calibrate
 from pokevla_jax.plan import cost
 from pokevla_jax.plan import hlo
@@ -74,7 +78,7 @@ def make_refusal(config: Config, objective: Objective, topology: Topology, error
 
 KEYS = (
     *("topology", "chips", "per_chip_batch", "params_total", "params_trainable", "hbm_gib", "fits"),
-    *("largest_replicated_mib", "teacher_tflops_per_step", "collectives", "model_tflops_per_step"),
+    *("largest_replicated_mib", "teacher_tflops_per_step", "teachers", "collectives", "model_tflops_per_step"),
     *("predicted_compute_ms", "predicted_collective_ms", "predicted_step_ms", "predicted_mfu"),
     *("calibration", "calibrated_mfu", "samples_per_second", "days"),
 )
@@ -96,8 +100,30 @@ def _base(config: Config, objective: Objective, topology: Topology) -> dict[str,
         "params_total": sum(sizes.values()),
         "params_trainable": sum(size for name, size in sizes.items() if name not in frozen),
         "teacher_tflops_per_step": round(counted.teachers * config.batch_size / 1e12, 4),
+        "teachers": _teachers(config, counted),
         "model_tflops_per_step": round(counted.student * config.batch_size / 1e12, 4),
     }
+
+
+def _teachers(config: Config, counted: flops.TrainFlops) -> list[dict[str, Any]]:
+    """Every frozen teacher: where its features come from, their bytes, and what computing them in the step costs."""
+    if config.stage == "vlm":
+        return []
+    samples = config.batch_size * config.num_steps
+    found = []
+    for part, shape in teacher_features(config.model).values():
+        teacher = {"segmentation": "sam", "geometry": "vggt"}[part]
+        size = math.prod(shape) * np.dtype(np.float16).itemsize
+        per_sample = counted.forward.get(f"teacher/{teacher}", 0.0)
+        found.append({
+            "teacher": teacher,
+            "source": getattr(config.model, part).source,
+            "tflops_per_step": round(per_sample * config.batch_size / 1e12, 4),
+            "mib_per_sample": round(size / 2**20, 4),
+            # Of every sample that is drawn. A dataset without augmentation holds each of its frames once.
+            "tib_per_run": round(size * samples / 2**40, 4),
+        })  # fmt: skip
+    return found
 
 
 def _memory(memory: Memory) -> dict[str, Any]:
@@ -147,6 +173,7 @@ def as_text(plan: Plan, *, top: int = 0) -> str:
     ]
     lines.append(f"step            {report['predicted_step_ms']:.2f} ms; {report['samples_per_second']:,.1f} samples/s")
     lines.append(f"MFU             {report['predicted_mfu']:.1%} predicted; {_calibrated(report)}")
+    lines += [_teacher_line(teacher, report["samples_per_second"]) for teacher in report["teachers"]]
     lines.append(f"run             {report['days']:.2f} days without interruptions")
     if top:
         lines += ["", *top_sources(plan.tally, top)]
@@ -158,6 +185,18 @@ def as_text(plan: Plan, *, top: int = 0) -> str:
         CAVEATS,
     ]
     return "\n".join(lines)
+
+
+def _teacher_line(teacher: Mapping[str, Any], samples_per_second: float) -> str:
+    """What a teacher costs where its features come from now; inside, also what they would weigh as data."""
+    size = f"{teacher['mib_per_sample']:.2f} MiB a sample"
+    if teacher["source"] == "inside":
+        cost = f"inside: {teacher['tflops_per_step']:,.3f} TFLOP per step; precomputed it would be {size}"
+    else:
+        rate = teacher["mib_per_sample"] * samples_per_second / 2**10
+        run = f"{teacher['tib_per_run']:,.2f} TiB read in the run"
+        cost = f"precomputed: {size}, {rate:,.2f} GiB/s over all hosts, {run}"
+    return f"{'teacher ' + teacher['teacher']:<15} {cost}"
 
 
 def _calibrated(report: Mapping[str, Any]) -> str:

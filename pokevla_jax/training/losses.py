@@ -65,7 +65,7 @@ def compute_losses(
         total += segmentation.weight * seg
     if config.geometry.weight:
         inside = geometry.computes_teacher(config.geometry)
-        target = _present(outputs, "teacher") if inside else geometry.batch_targets(config.geometry, batch)
+        target = _present(outputs, "teacher") if inside else geometry.batch_targets(config, batch)
         valid = geometry.valid_tokens(config, batch)
         parts["geometry"] = geometry_loss(_present(outputs, "aligned"), target, valid) / counts["geometry"]
         total += config.geometry.weight * parts["geometry"]

@@ -42,7 +42,7 @@ def parts(config, params, batch):
     return {
         "vision": (lambda p, x: model(p).vision(x), (batch["images"],)),
         "language": (language, (sequence,)),
-        "segmentation": (lambda p, x: model(p).segment(x, batch["images"]), (sequence[:, n],)),
+        "segmentation": (lambda p, x: model(p).segment(x, batch), (sequence[:, n],)),
         "action_head": (lambda p, *x: model(p).action_head(*x, batch["proprio"]), (vision, seg, queries)),
         "everything": (lambda p, x: model(p)(x, train=True), (batch,)),
     }

@@ -77,7 +77,8 @@ def test_targets_come_per_vision_token_with_their_validity(micro):
     points = np.zeros((2, 2, 3, 3, 3), np.float32)
     valid = np.arange(36).reshape(2, 2, 3, 3) % 2 == 0
     batch = {"images": np.zeros((2, 2, 6, 6, 3)), "points": points, "points_valid": valid}
-    assert geometry.batch_targets(DEPTH, batch).shape == (2, 18, 24)
+    config = dataclasses.replace(micro.config, geometry=DEPTH)
+    assert geometry.batch_targets(config, batch).shape == (2, 18, 24)
     np.testing.assert_array_equal(geometry.valid_tokens(micro.config, batch)[0], valid[0].reshape(-1))
 
 
@@ -149,6 +150,8 @@ def test_precomputed_targets_replace_the_teacher(taught):
         changed = {**batch, "geometry_targets": targets.astype(np.float16)}
         _, parts = losses.compute_losses(Outputs(actions, aligned=aligned), changed, config)
         np.testing.assert_allclose(parts["geometry"], expected, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"geometry_targets have shape \(7, 16\) a sample .* needs \(8, 16\)"):
+        losses.compute_losses(Outputs(actions, aligned=aligned), {**batch, "geometry_targets": aligned[:, 1:]}, config)
 
 
 def test_a_network_for_inference_has_no_teacher(taught):

@@ -1,20 +1,30 @@
 """Coarse-to-fine decoding from the <SEG> state."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
+from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
+from pokevla_jax.data.schema import fake_batch
+from pokevla_jax.models import image_encoders
 from pokevla_jax.models import stacking
 from pokevla_jax.models.segmentation import Segmentation
+from pokevla_jax.training import losses
 
 
 @pytest.fixture(scope="module")
 def decode(micro):
     module = Segmentation(micro.config)
-    run = jax.jit(lambda params, images, seg: stacking.fill(module, params)(images, seg))
+
+    def forward(params, images, seg):
+        filled = stacking.fill(module, params)
+        return filled(filled.encode(images), seg)
+
+    run = jax.jit(forward)
     seg = jax.random.normal(jax.random.key(3), (3, 32))
     return run, micro.params["segmentation"], micro.batch["images"], seg
 
@@ -71,3 +81,81 @@ def test_the_sam_encoder_takes_the_place_of_the_small_one_and_is_frozen(micro):
     assert all(jax.tree.leaves(frozen["seg_projection"]))
     outputs = jax.eval_shape(lambda p: stacking.bind(config, p)(micro.batch, train=True), params)
     assert outputs.mask_logits.shape == (3, 2, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def with_sam(micro, random_params):
+    """The micro network with a SAM of one group, its parameters, and the same network given SAM's features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(image_encoders.SAM_SIZES, "vit_b", image_encoders.SamSize(8, 2, 1, 1, window=2))
+        replace = dataclasses.replace
+        segmentation = replace(micro.config.segmentation, image_encoder="sam")
+        inside = replace(
+            micro.config,
+            segmentation=segmentation,
+            geometry=replace(micro.config.geometry, weight=0.0),
+            keypoint=replace(micro.config.keypoint, weight=0.0),
+        )
+        given = replace(inside, segmentation=replace(segmentation, source="precomputed"))
+        params = stacking.initialize(inside, jax.random.key(0))
+        params["segmentation"]["image_encoder"] = random_params(image_encoders.SamEncoder(inside))
+        yield inside, params, given
+
+
+def test_precomputed_features_give_the_loss_and_gradients_of_the_encoder_inside(with_sam, micro):
+    inside, params, given = with_sam
+    encode = jax.jit(lambda params, images: stacking.bind(inside, params).segmentation.encode(images))
+    features = np.asarray(encode(params, micro.batch["images"]), np.float16)
+    batch = fake_batch(Config(model=given), 3)
+    assert batch["segmentation_features"].shape == features.shape
+    assert batch["segmentation_features"].dtype == np.float16
+    assert 0.3 < np.abs(features).mean() < 3  # of no size that half precision would lose
+    batch = {**batch, **{name: micro.batch[name] for name in batch if name in micro.batch}}
+
+    def loss(config, params, batch):
+        return losses.compute_losses(stacking.bind(config, params)(batch, train=True), batch, config)
+
+    grads = {}
+    without = {**params, "segmentation": {k: v for k, v in params["segmentation"].items() if k != "image_encoder"}}
+    cases = {
+        "inside": (inside, params, batch),
+        "given": (given, without, {**batch, "segmentation_features": features}),
+        "of others": (given, without, {**batch, "segmentation_features": np.roll(features, 1, 0)}),
+    }
+    for name, (config, values, rows) in cases.items():
+        (total, parts), gradient = jax.jit(jax.value_and_grad(partial(loss, config), has_aux=True))(values, rows)
+        grads[name] = total, parts, gradient
+    (total, parts, gradient), (own, own_parts, own_gradient) = grads["inside"], grads["given"]
+    np.testing.assert_allclose(own, total, rtol=1e-3)
+    for part in ("focal", "kld"):
+        np.testing.assert_allclose(own_parts[part], parts[part], rtol=1e-3)
+        assert abs(grads["of others"][1][part] / parts[part] - 1) > 1e-3
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient["segmentation"].pop("image_encoder")))
+    whole = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
+    distance = np.linalg.norm(whole(own_gradient) - whole(gradient)) / np.linalg.norm(whole(gradient))
+    assert distance < 5e-3
+
+
+def test_precomputed_features_that_do_not_fit_are_refused_in_a_sentence(with_sam):
+    _, _, given = with_sam
+    params = stacking.abstract_params(given)
+    assert "image_encoder" not in params["segmentation"]
+    batch = fake_batch(Config(model=given), 2)
+
+    def run(batch):
+        return jax.eval_shape(lambda p: stacking.bind(given, p)(batch, train=True), params)
+
+    with pytest.raises(ConfigError, match=r"segmentation_features have shape \(2, 3, 4, 16\) .* needs \(2, 4, 4, 16\)"):
+        run({**batch, "segmentation_features": batch["segmentation_features"][:, :, 1:]})
+    with pytest.raises(ConfigError, match="reads segmentation_features from the batch, which has none; precompute"):
+        run({name: x for name, x in batch.items() if name != "segmentation_features"})
+    with pytest.raises(ConfigError, match="does not hold SAM's image encoder"):
+        jax.eval_shape(lambda p: stacking.bind(given, p).segmentation.encode(batch["images"]), params)
+
+
+def test_a_trained_encoder_has_no_features_to_precompute(micro):
+    config = dataclasses.replace(
+        micro.config, segmentation=dataclasses.replace(micro.config.segmentation, source="precomputed")
+    )
+    with pytest.raises(ConfigError, match="'precomputed' needs image_encoder 'sam': the small encoder is trained"):
+        stacking.abstract_params(config)

@@ -73,6 +73,28 @@ def test_time_speed_and_utilisation_follow_from_the_cycles(plan):
     assert found["hbm_gib"]["total"] == 7.75
 
 
+@pytest.mark.parametrize("source", ["inside", "precomputed"])
+def test_teachers_cost_time_inside_and_bytes_precomputed(compiled, source):
+    model = presets.pokevla()
+    given = dataclasses.replace(
+        model,
+        segmentation=dataclasses.replace(model.segmentation, source=source),
+        geometry=dataclasses.replace(model.geometry, source=source),
+    )
+    config = dataclasses.replace(CONFIG, model=given)
+    found = report.make_plan(config, compiling.what_runs(config)[0], V5E, compiled)
+    sam, vggt = found.report["teachers"]
+    inside = source == "inside"
+    # Two views of 64 x 64 x 256 and of 16 x 16 x 2,048 half-precision numbers, 32 x 1,000 samples.
+    assert (sam["mib_per_sample"], vggt["mib_per_sample"]) == (4.0, 2.0)
+    assert sam["tib_per_run"] == pytest.approx(32_000 * 4 / 2**20, abs=1e-4)
+    assert (sam["tflops_per_step"] > 1, vggt["tflops_per_step"] > 1) == (inside, inside)
+    total = sam["tflops_per_step"] + vggt["tflops_per_step"]
+    assert total == pytest.approx(found.report["teacher_tflops_per_step"], rel=1e-3)
+    text = report.as_text(found)
+    assert ("teacher sam     inside: " in text, "teacher vggt    precomputed: 2.00 MiB" in text) == (inside, not inside)
+
+
 def test_frozen_parameters_are_counted_apart(plan, objective):
     sizes = {name: leaf.size for name, leaf in sharding.flatten(objective.abstract_params).items()}
     assert plan.report["params_total"] == sum(sizes.values())

@@ -14,6 +14,8 @@ from pokevla_jax import sharding
 from pokevla_jax.cli import train as cli
 from pokevla_jax.cli.flags import load_config
 from pokevla_jax.config import Config
+from pokevla_jax.config import ConfigError
+from pokevla_jax.config import DataConfig
 from pokevla_jax.config import MeshConfig
 from pokevla_jax.config import SegmentationConfig
 from pokevla_jax.data.schema import batch_spec
@@ -117,6 +119,17 @@ def test_a_mistake_is_answered_in_one_sentence(tmp_path, dataset, capsys, change
     assert sentence in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["segmentation", "geometry"])
+def test_features_that_recorded_episodes_lack_are_refused(dataset, part):
+    model = presets.pokevla()
+    model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), source="precomputed")})
+    config = Config(model=model, data=DataConfig(path=str(dataset)))
+    with pytest.raises(
+        ConfigError, match=rf"model\.{part}\.source 'precomputed' reads features from the batch, and rec"
+    ):
+        stage2.make_data(config)
 
 
 @pytest.mark.multiprocess

@@ -60,7 +60,9 @@ class PokeVLA(PreTrainedModel):
         self.has_masks = config.training_parts and network.segmentation.weight > 0
         if self.has_masks:
             self.text_hidden_fcs = seg_projection(network)
-            self.image_encoder = image_encoder(network)
+            # Trained on precomputed image features, it holds no encoder that could make them of other images.
+            inside = getattr(network.segmentation, "source", "inside") == "inside"
+            self.image_encoder = image_encoder(network) if inside else None
             self.coarse = MaskStage(network.segmentation, mask_prompt=False)
             self.fine = MaskStage(network.segmentation, mask_prompt=True)
         has_align, has_keypoints = network.geometry.weight > 0, network.keypoint.weight > 0
@@ -117,6 +119,8 @@ class PokeVLA(PreTrainedModel):
         """Probability that a pixel shows one of the instruction's objects, [b, v, m, m]; needs the training parts."""
         if not self.has_masks:
             raise ValueError("This network has no mask decoder; export it with --include-training-parts")
+        if self.image_encoder is None:
+            raise ValueError("This network was trained on precomputed image features and holds no encoder to make them")
         with torch.inference_mode():
             record: dict[str, Tensor] = {}
             self(**self.prepare(observations), record=record, training_parts=True)
@@ -219,7 +223,7 @@ class PokeVLA(PreTrainedModel):
 
     def _training_parts(self, last: Tensor, num_vision: int, images: Tensor, record: dict[str, Tensor]) -> None:
         first, start = last.shape[1] - self.network.action_head.num_queries, self._vision_start
-        if self.has_masks:
+        if self.has_masks and self.image_encoder is not None:
             b, v = images.shape[:2]
             features = self.image_encoder(images.flatten(0, 1))
             embedding = self.text_hidden_fcs[0](last[:, first - 1]).repeat_interleave(v, dim=0)
