@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pokevla_jax.terminal import Parser
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = """\
 examples:
@@ -137,11 +139,10 @@ def summarise(out: Path, minutes: dict[str, float], arguments: argparse.Namespac
 
 def main() -> None:
     """Parses the command line and runs the phases in order."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="quickstart.sh",
         description="Record demonstrations, train a small PokeVLA and its blind control, evaluate, report.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     made = "folder for everything it makes (default: %(default)s)"
