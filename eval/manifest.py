@@ -6,6 +6,7 @@ and the order: results are resumed and compared by id alone.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -77,12 +78,12 @@ class EpisodeSpec:
             values["layout"] = LayoutSpec(**values["layout"])
         return cls(**values)
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits: the hash of the specification."""
         return digest(self.to_dict())
 
-    @property
+    @functools.cached_property
     def base_id(self) -> str:
         """The id of the same episode without its control: equal ones are pairs."""
         return dataclasses.replace(self, control=None, told=None).id

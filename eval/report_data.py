@@ -3,6 +3,7 @@
 Everything here is plain JSON types; the page shows it and ``report.json`` holds it.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class Run:
     specs: Mapping[str, EpisodeSpec]
     records: Mapping[str, Record]
 
-    @property
+    @functools.cached_property
     def decided(self) -> dict[str, Record]:
         """Successes and failures, likewise."""
         return decided(self.records)

@@ -11,7 +11,6 @@ import numpy as np
 
 from eval.errors import EvaluationError
 from pokevla_jax.config import Config
-from pokevla_jax.data import packing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.codec import decode_mask
 from pokevla_jax.data.corpus import Corpus
@@ -65,7 +64,7 @@ def held_out_samples(config: Config, corpus: Corpus, most: int | None) -> list[i
     Raises:
         EvaluationError: when nothing is held out.
     """
-    found = np.flatnonzero(packing.held_out(config, corpus))
+    found = np.flatnonzero(corpus.held_out(config.data.holdout_fraction))
     if not len(found):
         raise EvaluationError(
             f"{corpus.directory} has no held-out sample for this checkpoint; give a corpus that names its own, or "

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pokevla_jax.data import files
+from pokevla_jax.data import hashing
 from pokevla_jax.data import manifest as manifests
 from pokevla_jax.data import shards
 from pokevla_jax.data.codec import MAX_ENTRY_BYTES
@@ -35,6 +36,7 @@ from pokevla_jax.data.tokenize import QwenTokenizer
 from pokevla_jax.data.tokenize import Tokenizer
 from pokevla_jax.data.tokenize import check_text
 from pokevla_jax.data.tokenize import count_words
+from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Int
 from pokevla_jax.typing import UInt8
 
@@ -276,6 +278,19 @@ class Corpus:
         """Sample ``index``; raises ``DataError`` naming file and record where it cannot be read."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._records.read(shard, int(index - self._starts[shard]), decode_sample)
+
+    def held_out(self, fraction: float) -> Bool[np.ndarray, " n"]:
+        """Which samples are kept out of training: those whose source says so.
+
+        Of a source that says nothing, those whose hashed id falls below ``fraction``: adding data moves none.
+        """
+        chosen = self.holdout.copy()
+        silent = ~np.isin(self.source, np.unique(self.source[chosen]))
+        if fraction > 0:
+            for index in np.flatnonzero(silent):
+                name = f"{self.sources[self.source[index]]}/{self.ids[int(index)].as_py()}"
+                chosen[index] = hashing.uniform(name) < fraction
+        return chosen
 
     def text_lengths(self, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
         """Text tokens of every sample under ``tokenizer``.

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from pokevla_jax.config import Config
-from pokevla_jax.data import hashing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.corpus import PILLARS
 from pokevla_jax.data.corpus import Corpus
@@ -34,7 +33,6 @@ from pokevla_jax.data.schema import stage1_batch_spec
 from pokevla_jax.data.tokenize import Tokenizer
 from pokevla_jax.data.transforms import Window
 from pokevla_jax.data.transforms import crop_image
-from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Int
 
 _POOL = 512
@@ -240,7 +238,7 @@ def packed_holdout(
     """
     _check_fit(config, tokenizer)
     lengths = row_lengths(config, corpus, tokenizer)
-    ids = np.flatnonzero(held_out(config, corpus) & _fits(config, corpus, lengths))
+    ids = np.flatnonzero(corpus.held_out(config.data.holdout_fraction) & _fits(config, corpus, lengths))
     plan = plan_rows(ids, lengths[ids], corpus.num_images[ids], config.data.pack_length, config.data.pack_images)
     local, build = local_rows(config, process_index, process_count), _RowBuilder(config, corpus, tokenizer)
     rows = spread(len(plan), config.batch_size, max_batches)
@@ -257,7 +255,7 @@ def corpus_parts(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> tuple[
     """
     data = config.data
     lengths = row_lengths(config, corpus, tokenizer)
-    fits, train = _fits(config, corpus, lengths), ~held_out(config, corpus)
+    fits, train = _fits(config, corpus, lengths), ~corpus.held_out(config.data.holdout_fraction)
     for index in np.unique(corpus.source[~fits & train]):
         count = int((~fits & train & (corpus.source == index)).sum())
         logging.getLogger(__name__).warning(
@@ -276,20 +274,6 @@ def corpus_parts(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> tuple[
     if not sum(part.count for part in parts):
         raise DataError(f"{corpus.directory} holds no training sample with a weight above 0; change the weights")
     return parts, lengths
-
-
-def held_out(config: Config, corpus: Corpus) -> Bool[np.ndarray, " n"]:
-    """Which samples are kept out of training: those whose source says so.
-
-    Of a source that says nothing, those whose hashed id falls below ``holdout_fraction``: adding data moves none.
-    """
-    chosen = corpus.holdout.copy()
-    silent = ~np.isin(corpus.source, np.unique(corpus.source[chosen]))
-    if config.data.holdout_fraction > 0:
-        for index in np.flatnonzero(silent):
-            name = f"{corpus.sources[corpus.source[index]]}/{corpus.ids[int(index)].as_py()}"
-            chosen[index] = hashing.uniform(name) < config.data.holdout_fraction
-    return chosen
 
 
 def row_lengths(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:

@@ -15,7 +15,6 @@ from pokevla_jax.data.mixture import Part
 from pokevla_jax.data.packing import PackedOrder
 from pokevla_jax.data.packing import build_row
 from pokevla_jax.data.packing import corpus_parts
-from pokevla_jax.data.packing import held_out
 from pokevla_jax.data.packing import packed_holdout
 from pokevla_jax.data.packing import packed_iterator
 from pokevla_jax.data.packing import plan_rows
@@ -278,13 +277,13 @@ def test_a_source_without_a_split_gives_some_of_its_samples(tmp_path, tokenizer)
     write_corpus_shard(tmp_path, "a", [corpora.sample(n, source="alpha", split="train") for n in numbers])
     write_corpus_shard(tmp_path, "b", [corpora.sample(9, source="beta"), corpora.sample(11, source="beta")])
     corpus = open_corpus(tmp_path)
-    chosen = held_out(corpora.config(holdout_fraction=0.3), corpus)
+    chosen = corpus.held_out(0.3)
     assert 3 < chosen[:40].sum() < 25
     assert chosen[40:].tolist() == [True, False]
-    assert held_out(corpora.config(holdout_fraction=0.0), corpus).tolist() == [False] * 40 + [True, False]
+    assert corpus.held_out(0.0).tolist() == [False] * 40 + [True, False]
     write_corpus_shard(tmp_path, "a2", [corpora.sample(n, source="alpha", split="train") for n in range(40, 50)])
     grown = open_corpus(tmp_path)
-    assert held_out(corpora.config(holdout_fraction=0.3), grown)[:40].tolist() == chosen[:40].tolist()
+    assert grown.held_out(0.3)[:40].tolist() == chosen[:40].tolist()
     config = corpora.config(holdout_fraction=0.3)
     trained = np.concatenate([part.ids for part in corpus_parts(config, corpus, tokenizer)[0]])
     assert sorted(trained.tolist()) == np.flatnonzero(~chosen).tolist()
