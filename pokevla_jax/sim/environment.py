@@ -293,7 +293,9 @@ class LiberoEnvironment:
         self.sim_env.sim.forward()
 
     def object_position(self, name: str) -> Float[np.ndarray, "3"]:
-        """Position of an object's body in the world, metres."""
+        """Position in the world of an object's body or of a region's centre (a drawer, a stove's plate), metres."""
+        if name in self.sim_env.object_sites_dict:
+            return self.data.site(name).xpos.copy()
         self._require(name)
         return self.data.xpos[self.sim_env.obj_body_id[name]].copy()
 

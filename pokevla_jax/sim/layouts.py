@@ -164,13 +164,14 @@ def apply_layout(environment: LiberoEnvironment, layout: Layout, *, settle_steps
     """
     spec = load_task(layout.suite, layout.task)
     present = set(environment.sim_env.obj_body_id)
-    if layout.target not in present or not set(layout.objects) <= present:
+    # A stored state holds all of its task's scene, and its target may be a drawer.
+    if layout.kind != "stored" and not {layout.target, *layout.objects} <= present:
         raise SimulationError(
             f"The layout is one of {spec.name!r}, which is not the scene of {environment.task.name!r}"
         )
     if layout.kind == "shared":
         environment.set_task(scenes.shared_task(layout.task))
-    elif environment.task.target != layout.target:
+    elif environment.task.name != spec.name:
         raise SimulationError(
             f"The layout is one of {spec.name!r}, the environment's task is {environment.task.name!r}"
         )

@@ -208,3 +208,21 @@ def test_a_scene_without_room_gives_up_with_advice(shared, monkeypatch):
     monkeypatch.setattr(layouts, "MAX_TRIES", 20)
     with pytest.raises(SimulationError, match="in 20 tries; take another index"):
         sample_layout(shared, "shared", 0, 0)
+
+
+def test_a_drawer_is_a_target_and_moves_as_it_is_opened(libero_assets):
+    """libero_goal's first task is about a region; what it points to is fixed to the drawer, not to the cabinet."""
+    environment = scenes.make_environment("libero_goal", 0, "stored", assets=libero_assets)
+    apply_layout(environment, sample_layout(environment, "stored", 0, 3, task=0))
+    drawer = environment.task.target
+    assert drawer == environment.task.goal_object == "wooden_cabinet_1_middle_region"
+    heights = [
+        environment.object_position(f"wooden_cabinet_1_{name}_region")[2] for name in ("bottom", "middle", "top")
+    ]
+    assert heights == sorted(heights)
+    closed = environment.object_position(drawer)
+    assert np.abs(closed - environment.object_position("wooden_cabinet_1"))[:2].max() < 0.1
+    environment.data.joint("wooden_cabinet_1_middle_level").qpos[0] = -0.1
+    environment.sim_env.sim.forward()
+    assert np.linalg.norm(environment.object_position(drawer) - closed) == pytest.approx(0.1, abs=1e-6)
+    environment.close()
