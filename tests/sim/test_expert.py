@@ -1,5 +1,6 @@
 """The scripted expert: solves its tasks, from disturbed states too, with smooth actions and no memory."""
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -130,6 +131,32 @@ def test_takes_a_tilted_bowl_by_its_rim(libero_assets):
         middle = len(trajectory.label) // 2
         environment.set_sim_state(trajectory.sim_state[middle])
         np.testing.assert_allclose(ScriptedExpert(environment).act(), trajectory.label[middle], atol=0.05)
+    finally:
+        environment.close()
+
+
+def test_waits_where_nothing_can_be_grasped(libero_assets):
+    """A bottle on its side, rolled so that both its narrow sides slope: the fingers fit around neither."""
+    if libero_assets.kind == "standins":
+        pytest.skip("the generated stand-ins cover libero_object only")
+    environment = make_environment("libero_goal", 2, "stored", assets=libero_assets)
+    try:
+        apply_layout(environment, sample_layout(environment, "stored", 0, 0))
+        expert = ScriptedExpert(environment)
+        body = environment.sim_env.obj_body_id["wine_bottle_1"]
+        orientation = environment.model.jnt_qposadr[environment.model.body_jntadr[body]] + np.arange(3, 7)
+        upright = environment.data.qpos[orientation].copy()
+        for roll in (0.0, np.pi / 4):
+            lying, rolled = np.zeros(4), np.zeros(4)
+            mujoco.mju_mulQuat(rolled, [np.cos(roll / 2), 0.0, 0.0, np.sin(roll / 2)], upright)
+            mujoco.mju_mulQuat(lying, [np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0], rolled)
+            environment.data.qpos[orientation] = lying
+            environment.sim_env.sim.forward()
+            action = expert.act()
+            assert action[6] == -1.0
+            assert action[2] > 0.2
+            # It turns to what it could take, and only rises from what it could not.
+            assert abs(action[5]) == pytest.approx(1.0 if roll == 0.0 else 0.0, abs=0.01)
     finally:
         environment.close()
 

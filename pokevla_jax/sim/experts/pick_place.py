@@ -78,22 +78,25 @@ class PickPlaceExpert:
         elif np.linalg.norm(way) < 0.03 and bottom < place.height + 0.03 and hand.position[2] < top + RETRY_HEIGHT:
             # Let go, and not a success yet: out of the way.
             goal, gripper = hand.position + [0.0, 0.0, 0.05], OPEN
+        elif not (grasps := self._grasps(bottom)):
+            # Tipped over, so that no side of it fits between the fingers: it may roll on, or the episode is lost.
+            goal, gripper = hand.position + [0.0, 0.0, 0.05], OPEN
         else:
-            grasp = self._grasp(hand, obstacles, bottom, np.append(way, place.height - bottom))
+            carried = np.append(way, place.height - bottom)
+            grasp = choose_grasp(grasps, hand, obstacles, self._base, carried)
             ahead = obstacles.top_along(hand.position[:2], grasp.position[:2], CORRIDOR)
             hover = max(ahead + CLEARANCE + 0.01, top + 0.05)
             goal, gripper = approach(hand, grasp, yaw, top, hover)
             yaw = grasp.yaw
         return move(hand, goal, downward(yaw), gripper)
 
-    def _grasp(self, hand: Hand, obstacles: Obstacles, bottom: float, carried: Float[np.ndarray, "3"]) -> Grasp:
+    def _grasps(self, bottom: float) -> list[Grasp]:
+        """What the hand could close around now, if anything."""
         data = self._environment.data
         position, rotation = data.xpos[self._body], data.xmat[self._body].reshape(3, 3)
         if self._rim is not None:
-            grasps = rim_grasps(self._rim, position, rotation)
-        else:
-            grasps = box_grasps(self._box.placed(position, rotation), bottom)
-        return choose_grasp(grasps, hand, obstacles, self._base, carried)
+            return rim_grasps(self._rim, position, rotation)
+        return box_grasps(self._box.placed(position, rotation), bottom)
 
     def place(self, obstacles: Obstacles) -> Place:
         """Where the target should go, now."""
