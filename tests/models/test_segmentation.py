@@ -1,7 +1,6 @@
 """Coarse-to-fine decoding from the <SEG> state."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import numpy as np
@@ -9,11 +8,11 @@ import pytest
 
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
+from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import image_encoders
 from pokevla_jax.models import stacking
 from pokevla_jax.models.segmentation import Segmentation
-from pokevla_jax.training import losses
 
 
 @pytest.fixture(scope="module")
@@ -102,38 +101,30 @@ def with_sam(micro, random_params):
         yield inside, params, given
 
 
-def test_precomputed_features_give_the_loss_and_gradients_of_the_encoder_inside(with_sam, micro):
+def test_precomputed_features_give_the_masks_of_the_encoder_inside(with_sam, micro):
     inside, params, given = with_sam
-    encode = jax.jit(lambda params, images: stacking.bind(inside, params).segmentation.encode(images))
-    features = np.asarray(encode(params, micro.batch["images"]), np.float16)
-    batch = fake_batch(Config(model=given), 3)
-    assert batch["segmentation_features"].shape == features.shape
-    assert batch["segmentation_features"].dtype == np.float16
+    seg = jax.random.normal(jax.random.key(3), (3, 32))
+
+    @jax.jit
+    def encode(images):
+        network = stacking.bind(inside, params)
+        return network.segmentation.encode(images), network.segment(seg, {"images": images})[1]
+
+    @jax.jit
+    def segment(features):
+        without = {name: part for name, part in params["segmentation"].items() if name != "image_encoder"}
+        network = stacking.bind(given, {**params, "segmentation": without})
+        return network.segment(seg, {"segmentation_features": features})[1]
+
+    features, expected = encode(micro.batch["images"])
+    features = np.asarray(features, np.float16)
+    spec = batch_spec(Config(model=given), 3)["segmentation_features"]
+    assert (features.shape, features.dtype) == (spec.shape, spec.dtype)
     assert 0.3 < np.abs(features).mean() < 3  # of no size that half precision would lose
-    batch = {**batch, **{name: micro.batch[name] for name in batch if name in micro.batch}}
-
-    def loss(config, params, batch):
-        return losses.compute_losses(stacking.bind(config, params)(batch, train=True), batch, config)
-
-    grads = {}
-    without = {**params, "segmentation": {k: v for k, v in params["segmentation"].items() if k != "image_encoder"}}
-    cases = {
-        "inside": (inside, params, batch),
-        "given": (given, without, {**batch, "segmentation_features": features}),
-        "of others": (given, without, {**batch, "segmentation_features": np.roll(features, 1, 0)}),
-    }
-    for name, (config, values, rows) in cases.items():
-        (total, parts), gradient = jax.jit(jax.value_and_grad(partial(loss, config), has_aux=True))(values, rows)
-        grads[name] = total, parts, gradient
-    (total, parts, gradient), (own, own_parts, own_gradient) = grads["inside"], grads["given"]
-    np.testing.assert_allclose(own, total, rtol=1e-3)
-    for part in ("focal", "kld"):
-        np.testing.assert_allclose(own_parts[part], parts[part], rtol=1e-3)
-        assert abs(grads["of others"][1][part] / parts[part] - 1) > 1e-3
-    assert not any(np.any(x) for x in jax.tree.leaves(gradient["segmentation"].pop("image_encoder")))
-    whole = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
-    distance = np.linalg.norm(whole(own_gradient) - whole(gradient)) / np.linalg.norm(whole(gradient))
-    assert distance < 5e-3
+    own, others = segment(features), segment(np.roll(features, 1, axis=0))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(own, expected, atol=2e-3 * scale)
+    assert np.abs(others - expected).max() > 0.02 * scale
 
 
 def test_precomputed_features_that_do_not_fit_are_refused_in_a_sentence(with_sam):
