@@ -131,9 +131,9 @@ def draw_frames(policy: Any, scenes: Scenes, specs: list[EpisodeSpec], out: Path
                 predicted = place_map(probability, window, image.shape[0])
                 panels += [tint(image, true > 0, TRUE_COLOR), tint(image, predicted > 0.5, PREDICTED_COLOR)]
                 ious.append(intersection_over_union(predicted > 0.5, true > 0))
-            name = f"{spec.id}-{kept['look']}.png"
-            strip = np.concatenate(panels, axis=1)
-            cv2.imwrite(str(out / name), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
+            name = f"{spec.id}-{kept['look']}.webp"
+            strip = cv2.cvtColor(np.concatenate(panels, axis=1), cv2.COLOR_RGB2BGR)
+            cv2.imwrite(str(out / name), strip, [cv2.IMWRITE_WEBP_QUALITY, 90])
             facts = {"prompt": spec.prompt, "start": spec.start, "look": kept["look"]}
             entries.append({"file": name, "iou": dict(zip(VIEWS, ious, strict=True)), **facts})
     if environment is not None:

@@ -82,6 +82,9 @@ def frames(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], str]:
     return [
         # A frame's file is named by its episode.
         entry
-        | {"uri": data_uri(entry["path"].read_bytes(), "image/png"), "outcome": outcomes.get(entry["file"][:16], "")}
+        | {
+            "uri": data_uri(entry["path"].read_bytes(), f"image/{entry['path'].suffix[1:]}"),
+            "outcome": outcomes.get(entry["file"][:16], ""),
+        }
         for entry in entries
     ], ""

@@ -14,6 +14,9 @@ _FINGERS = [(s * x, 0.0, z, r) for s in (-1, 1) for x, z, r in ((0.047, 0.0, 0.0
 _PALM = [(x, 0.0, z, 0.021) for x in (-0.085, -0.056, -0.028, 0.0, 0.028, 0.056, 0.085) for z in (-0.053, -0.085)]
 _WRIST = [(0.0, 0.0, z, 0.05) for z in (-0.13, -0.18)]
 _BALLS = np.array(_FINGERS + _PALM + _WRIST)
+# What hangs over less than this of a thing's corners does not hold it down: round things have no corners, and a bowl
+# against the front of its drawer can be drawn no further.
+OVERHANG = 0.015
 HAND_BALLS, HAND_RADII = _BALLS[:, :3], _BALLS[:, 3]
 
 
@@ -55,6 +58,7 @@ class Obstacles:
 
     def way_out(self, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"] | None:
         """The shortest horizontal way of a thing between these corners from under what hangs over it, if anything."""
+        low, high = low + [OVERHANG, OVERHANG, 0.0], high - [OVERHANG, OVERHANG, 0.0]
         over = (self.center[:, 2] - self.extent[:, 2] > high[2] - 0.01) & (
             (self.center + self.extent > low) & (self.center - self.extent < high)
         )[:, :2].all(1)
