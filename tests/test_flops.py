@@ -139,6 +139,9 @@ def test_full_size_forward_pass_counts_what_jax_traces(monkeypatch):
     expected = traced(lambda p, b: stacking.bind(config.model, p)(b, train=True), params, batch)
     parts = flops.forward_flops(config)
     total = sum(part.forward for part in parts.values()) + parts["language"].mixing
+    # SAM's relative positions ride along in the product of queries and keys, at no arithmetic of the model: 28 more
+    # channels in 25 windows of 14 x 14, twice in each of four groups, and 128 in the whole map of 64 x 64.
+    total += 2 * 4 * 768 / 64 * 2 * (2 * 25 * 196**2 * 28 + 4096**2 * 128)
     assert total == pytest.approx(expected, rel=0.01)
     # A ViT's forward pass is about 2 FLOPs per weight and token: an independent order of magnitude.
     assert parts["vision/dinov2"].weights == pytest.approx(2 * 2 * 261 * 290e6, rel=0.03)

@@ -37,7 +37,7 @@ class Source(NamedTuple):
     """
 
     keys: Float[Array, "b z g k"]
-    values: Float[Array, "b z g k"]
+    values: Float[Array, "b z g w"]
     gain: Float[Array, ""] | None = None
     bias: Float[Array, "b h s z"] | None = None
 
@@ -48,7 +48,7 @@ def attend(
     segments: Int[Array, "b s"] | None = None,
     causal: bool = False,
     implementation: Implementation = "xla",
-) -> Float[Array, "b s h k"]:
+) -> Float[Array, "b s h w"]:
     """Softmax attention over the keys of all ``sources`` at once: one softmax, in float32, over their joined logits.
 
     Args:
@@ -81,7 +81,7 @@ def attend(
 
 def _xla(
     queries: Float[Array, "b s h k"], sources: tuple[Source, ...], segments: Int[Array, "b s"] | None, causal: bool
-) -> Float[Array, "b s h k"]:
+) -> Float[Array, "b s h w"]:
     b, s, h, k = queries.shape
     groups = sources[0].keys.shape[2]
     tensor = sharding.axis_size("tensor")
@@ -105,11 +105,11 @@ def _xla(
     weights = jax.nn.softmax(joined, axis=-1).astype(queries.dtype)
     values = sources[0].values if len(sources) == 1 else jnp.concatenate([x.values for x in sources], axis=1)
     out = summed_in_float32(partial(jnp.einsum, "bgrsz,bzgk->bgrsk"), weights, values)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(b, s, h, k)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(b, s, h, -1)
     return sharding.constrain(out, "batch", None, "heads", "head_dim")
 
 
-def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: int) -> Float[Array, "b s h k"]:
+def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: int) -> Float[Array, "b s h w"]:
     """``attend`` with at most ``size`` queries at a time, so that the logits of all of them never exist together.
 
     For frozen networks: a backward pass would keep every chunk's logits after all.
@@ -121,7 +121,7 @@ def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: 
     padded = jnp.pad(queries, ((0, 0), (0, count * size - s), (0, 0), (0, 0)))
     chunks = padded.reshape(b, count, size, h, k).swapaxes(0, 1)
     outputs = jax.lax.map(lambda chunk: attend(chunk, source), chunks)
-    return outputs.swapaxes(0, 1).reshape(b, count * size, h, k)[:, :s]
+    return outputs.swapaxes(0, 1).reshape(b, count * size, h, -1)[:, :s]
 
 
 def _per_head(x: Float[Array, "b z g k"], heads: int) -> Float[Array, "b z h k"]:

@@ -5,15 +5,17 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
+from pokevla_jax.models.attention import attend_in_chunks
 from pokevla_jax.models.convolution import Conv3x3
 from pokevla_jax.models.convolution import PatchConv
 from pokevla_jax.models.layers import MLP
@@ -69,51 +71,61 @@ class SamSize(NamedTuple):
 
 
 SAM_SIZES = {"vit_b": SamSize(768, 12, 4, 2), "vit_h": SamSize(1280, 16, 4, 7)}
+# At 64 x 64 the logits of all queries are 0.8 GB an image; the frozen encoder keeps none for a gradient.
 QUERIES_AT_ONCE = 512
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 
 
 class SamAttention(nnx.Module):
-    """Self-attention over a ``side`` x ``side`` map with decomposed relative positions."""
+    """Self-attention over a ``side`` x ``side`` map with decomposed relative positions.
 
-    def __init__(self, size: SamSize, side: int):
+    SAM adds to a logit what the query says of the key's row and of its column. Both are a product with the one-hot row
+    and column of the key, and join the queries' and keys' channels: no bias as large as the logits exists, and any
+    kernel will do.
+    """
+
+    def __init__(self, size: SamSize, side: int, implementation: Implementation):
         heads = (size.num_heads, size.width // size.num_heads)
         self.side = side
+        # cuDNN's kernel takes fewer channels than a whole map's queries get.
+        self.implementation: Implementation = "xla" if implementation == "cudnn" else implementation
         self.qkv = Linear(size.width, (3, *heads), axes=("embed", None, "heads", "head_dim"))
         self.proj = Linear(heads, size.width, axes=("heads", "head_dim", "embed"))
         self.rel_pos_h = parameter(ZEROS, (2 * side - 1, heads[1]), (None, "head_dim"))
         self.rel_pos_w = parameter(ZEROS, (2 * side - 1, heads[1]), (None, "head_dim"))
 
     def __call__(self, x: Float[Array, "b side side d"]) -> Float[Array, "b side side d"]:
-        b, side = x.shape[0], self.side
-        q, k, v = jnp.unstack(self.qkv(x.reshape(b, side * side, -1)), axis=2)
+        b, side, cells = x.shape[0], self.side, self.side**2
+        flat = x.reshape(b, cells, -1)
+        q, k, v = self.qkv.parts(flat) if self.implementation == "splash" else jnp.unstack(self.qkv(flat), axis=2)
         # Offset of every query from every key along one side, as a row of the tables.
         offsets = jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1
         by_row, by_column = (table[...].astype(x.dtype)[offsets] for table in (self.rel_pos_h, self.rel_pos_w))
-
-        def look(inputs: tuple[Float[Array, "b rows side h k"], Float[Array, "rows side k"]]) -> Array:
-            """Attention of some rows of queries to the whole map."""
-            queries, by_row = inputs
-            down = jnp.einsum("byxhk,yzk->bhyxz", queries, by_row)
-            right = jnp.einsum("byxhk,xzk->bhyxz", queries, by_column)
-            bias = (down[..., :, None] + right[..., None, :]).reshape(b, q.shape[2], -1, side * side)
-            return attend(queries.reshape(b, -1, *q.shape[2:]), Source(k, v, bias=bias))
-
-        # At 64 x 64 the logits of all queries are 0.8 GB an image; the frozen encoder keeps none for a gradient.
-        rows = max(r for r in range(1, side + 1) if side % r == 0 and (r == 1 or r * side <= QUERIES_AT_ONCE))
-        pieces = q.reshape(b, side // rows, rows, side, *q.shape[2:]).swapaxes(0, 1)
-        y = jax.lax.map(look, (pieces, by_row.reshape(side // rows, rows, side, -1)))
-        return self.proj(y.swapaxes(0, 1).reshape(q.shape)).reshape(x.shape)
+        square = q.reshape(b, side, side, *q.shape[2:])
+        rows = jnp.einsum("byxhk,yzk->byxhz", square, by_row).reshape(*q.shape[:3], side)
+        columns = jnp.einsum("byxhk,xzk->byxhz", square, by_column).reshape(*q.shape[:3], side)
+        width = q.shape[-1]
+        queries = jnp.concatenate([q * width**-0.5, rows, columns], axis=-1)
+        one_hot = np.stack(np.divmod(np.arange(cells), side), -1)[:, :, None] == np.arange(side)
+        places = jnp.asarray(one_hot.reshape(cells, 1, 2 * side), x.dtype)
+        keys = jnp.concatenate([k, jnp.broadcast_to(places, (*k.shape[:3], 2 * side))], axis=-1)
+        # The logits' own scale, which ``attend`` takes from the width, is in the queries already.
+        queries = queries * queries.shape[-1] ** 0.5
+        if self.implementation == "xla":
+            y = attend_in_chunks(queries, Source(keys, v), size=QUERIES_AT_ONCE)
+        else:
+            y = attend(queries, Source(keys, v), implementation=self.implementation)
+        return self.proj(y).reshape(x.shape)
 
 
 class SamBlock(nnx.Module):
     """A pre-norm block whose attention sees the whole map or, with a window, one window of it."""
 
-    def __init__(self, size: SamSize, grid: int, *, windowed: bool):
+    def __init__(self, size: SamSize, grid: int, implementation: Implementation, *, windowed: bool):
         self.grid, self.window = grid, size.window if windowed else None
         self.norm1 = LayerNorm(size.width)
-        self.attention = SamAttention(size, size.window if windowed else grid)
+        self.attention = SamAttention(size, size.window if windowed else grid, implementation)
         self.norm2 = LayerNorm(size.width)
         self.mlp = MLP(size.width, 4 * size.width, size.width)
 
@@ -138,9 +150,9 @@ class SamBlock(nnx.Module):
 class SamGroup(nnx.Module):
     """Windowed blocks, then a global one."""
 
-    def __init__(self, size: SamSize, grid: int):
-        self.windowed = stacking.stack(lambda: SamBlock(size, grid, windowed=True), size.num_windowed)
-        self.full = SamBlock(size, grid, windowed=False)
+    def __init__(self, size: SamSize, grid: int, implementation: Implementation):
+        self.windowed = stacking.stack(lambda: SamBlock(size, grid, implementation, windowed=True), size.num_windowed)
+        self.full = SamBlock(size, grid, implementation, windowed=False)
 
     def __call__(self, x: Float[Array, "b g g d"]) -> Float[Array, "b g g d"]:
         return self.full(stacking.scan(self.windowed, x)[0])
@@ -149,10 +161,10 @@ class SamGroup(nnx.Module):
 class SamViT(nnx.Module):
     """SAM's image encoder on normalised images: ViT and neck. Source: facebookresearch/segment-anything."""
 
-    def __init__(self, size: SamSize, grid: int, outputs: int):
+    def __init__(self, size: SamSize, grid: int, outputs: int, implementation: Implementation = "xla"):
         self.patch_embed = PatchConv(3, size.width, size.patch_size)
         self.pos_embed = parameter(TOKEN, (grid, grid, size.width), (None, None, "embed"))
-        self.groups = stacking.stack(lambda: SamGroup(size, grid), size.num_groups)
+        self.groups = stacking.stack(lambda: SamGroup(size, grid, implementation), size.num_groups)
         self.neck1 = Linear(size.width, outputs, axes=("embed", None), use_bias=False)
         self.neck_norm1 = LayerNorm(outputs)
         self.neck2 = Conv3x3(outputs, outputs, use_bias=False)
@@ -175,7 +187,7 @@ class SamEncoder(nnx.Module):
         seg = config.segmentation
         size = SAM_SIZES[seg.sam_variant]
         self.dtype, self.image_size = jnp.dtype(config.dtype), seg.feature_grid * size.patch_size
-        self.vit = SamViT(size, seg.feature_grid, seg.decoder_dim)
+        self.vit = SamViT(size, seg.feature_grid, seg.decoder_dim, config.attention)
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b g g d"]:
         return self.vit(self.preprocess(images).astype(self.dtype))

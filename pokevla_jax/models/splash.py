@@ -27,11 +27,11 @@ INTERPRET = False  # Runs the kernel as ordinary operations on any device, slowl
 def attend(
     queries: Float[Array, "b s h k"],
     keys: Float[Array, "b s g k"],
-    values: Float[Array, "b s g k"],
+    values: Float[Array, "b s g w"],
     segments: Int[Array, "b s"] | None,
     *,
     causal: bool,
-) -> Float[Array, "b s h k"]:
+) -> Float[Array, "b s h w"]:
     """What ``attention.attend`` describes, for one source.
 
     Sequences are filled up to whole blocks with a segment of their own. On a mesh each device takes its rows, and its
@@ -52,7 +52,7 @@ def attend(
         # Without the check: the kernel does not say along which axes its outputs vary.
         local = jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
     out = local(q, k, v, segments)
-    return jnp.swapaxes(out[:, :, :length, :width], 1, 2)
+    return jnp.swapaxes(out[:, :, :length, : values.shape[-1]], 1, 2)
 
 
 def _fill(x: Float[Array, "b h s k"], length: int) -> Float[Array, "b h s k"]:

@@ -83,3 +83,16 @@ def test_off_a_tpu_it_refuses_instead_of_computing_something_else():
     q, k, v = problem(128, 2, 2, 64)
     with pytest.raises(ValueError, match="interpret mode"):
         jax.jit(lambda *x: attention.attend(x[0], Source(*x[1:]), causal=True, implementation="splash"))(q, k, v)
+
+
+def test_queries_may_be_wider_than_values(interpreted):
+    queries, keys, _ = problem(200, heads=2, groups=2, width=40)
+    values = problem(200, heads=2, groups=2, width=24)[2]
+    outputs = [
+        jax.jit(lambda q, k, v, how=how: attention.attend(q, Source(k, v), implementation=how))(queries, keys, values)
+        for how in ("splash", "xla")
+    ]
+    assert outputs[0].shape == (1, 200, 2, 24)
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=2e-5)
+    chunks = attention.attend_in_chunks(queries, Source(keys, values), size=64)
+    np.testing.assert_allclose(chunks, outputs[1], atol=2e-5)

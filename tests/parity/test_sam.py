@@ -152,10 +152,10 @@ def test_a_mistake_in_the_image_encoder_would_be_seen(mistake):
     assert_far(encoded(wrong, images), right)
 
 
-def test_queries_in_rows_change_nothing(monkeypatch):
+def test_queries_in_chunks_change_nothing(monkeypatch):
     model, images = encoder(TWO_GROUPS, 6, 12, 4, [1, 3]), normal(2, 24, 24, 3)
     whole = encode(model, TWO_GROUPS, 6, 12, images)
-    monkeypatch.setattr(image_encoders, "QUERIES_AT_ONCE", 12)  # two rows of six
+    monkeypatch.setattr(image_encoders, "QUERIES_AT_ONCE", 10)  # four chunks, the last not full
     assert_same(encode(model, TWO_GROUPS, 6, 12, images), whole)
 
 
