@@ -19,7 +19,12 @@ from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
 LANES = 128  # Blocks are multiples of it.
-LARGEST_BLOCK = 512
+LARGEST_BLOCK = 640  # The policy's whole sequence; of 2,048 positions, blocks of 512.
+# Up to so many keys are one block of the backward kernel, which writes the queries' gradient once for each block of
+# keys: summing what it wrote takes a third of the kernel's own time for heads of 64 (docs/results.md). Inside of one
+# block nothing is skipped, so that causal attention goes by rows of blocks, each with the keys it sees. Then the keys'
+# gradients are to be summed instead, which are small where queries share keys.
+MOST_KEYS = 2048
 FILLED = -1  # Segment of what is added to fill the last block.
 INTERPRET = False  # Runs the kernel as ordinary operations on any device, slowly.
 
@@ -64,22 +69,40 @@ def _fill(x: Float[Array, "b h s k"], length: int) -> Float[Array, "b h s k"]:
 
 def _local(q: Any, k: Any, v: Any, segments: Any, *, causal: bool) -> Any:
     """One device's part."""
-    kernel = _kernel(q.shape[1], q.shape[2], causal)
-    if segments is None:
-        return jax.vmap(lambda *x: kernel(*x))(q, k, v)
-    return jax.vmap(lambda q, k, v, s: kernel(q, k, v, kernel_lib.SegmentIds(s, s)))(q, k, v, segments)
-
-
-def _kernel(heads: int, length: int, causal: bool) -> Any:
+    length = q.shape[2]
     block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if length % size == 0)
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    blocks: dict[str, Any] = dict.fromkeys(names, block)
-    sizes = kernel_lib.BlockSizes(**blocks, use_fused_bwd_kernel=True)
-    shape = (length, length)
-    mask = mask_lib.CausalMask(shape) if causal else mask_lib.FullMask(shape)
+    grouped = k.shape[1] < q.shape[1]
+    rows = block if causal and grouped and length <= MOST_KEYS else length
+    parts = []
+    for start in range(0, length, rows):
+        keys = start + rows if causal else length
+        kernel = _kernel(q.shape[1], rows, keys, block, causal)
+        part = [q[:, :, start : start + rows], k[:, :, :keys], v[:, :, :keys]]
+        with jax.named_scope(_work(rows // block, keys // block, causal)):
+            if segments is None:
+                parts.append(jax.vmap(lambda *x, kernel=kernel: kernel(*x))(*part))
+                continue
+            seen = kernel_lib.SegmentIds(segments[:, start : start + rows], segments[:, :keys])
+            parts.append(jax.vmap(lambda *x, kernel=kernel: kernel(*x))(*part, seen))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+
+
+def _work(rows: int, keys: int, causal: bool) -> str:
+    """Says which blocks of scores the mask leaves; ``plan/kernels.py`` finds it in the compiled program."""
+    hidden = rows * (rows - 1) // 2 if causal else 0
+    return f"blocks_{rows * keys - hidden}_of_{rows * keys}"
+
+
+def _kernel(heads: int, rows: int, keys: int, block: int, causal: bool) -> Any:
+    """The kernel of the last ``rows`` of ``keys`` positions."""
+    forward: dict[str, Any] = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block)
+    backward: dict[str, Any] = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block)
+    if keys <= MOST_KEYS and (rows == block or not causal):
+        backward["block_kv_dkv"] = keys
+    mask = mask_lib.CausalMask((rows, keys), offset=keys - rows) if causal else mask_lib.FullMask((rows, keys))
     return kernel_lib.make_splash_mha(
         mask=mask_lib.MultiHeadMask([mask] * heads),
-        block_sizes=sizes,
+        block_sizes=kernel_lib.BlockSizes(**forward, **backward, use_fused_bwd_kernel=True),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention",

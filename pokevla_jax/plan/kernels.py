@@ -9,7 +9,9 @@ from pokevla_jax.plan.topologies import Chip
 # Splash attention at head_dim 128, in FLOPs of the blocks it computes, as a part of the chip's peak. Measured on v6e at
 # 8,192 tokens: 30 % forward, 34 % backward, from the profile of an 8B decoder at 6,376 tokens/s per chip
 # (github.com/vlasenkoalexey/tpu_performance_autoresearch_wiki, qwen3 experiment v107: forward 11.2 % and backward
-# 12.5 % of the step). A quarter is counted, for shorter sequences; narrower heads fill the matrix unit in proportion.
+# 12.5 % of the step). A quarter is counted, for shorter sequences; narrower heads fill the matrix unit in proportion:
+# 12.5 % for heads of 64, of which v4 reached 13.0 % at 2,048 tokens in blocks of 512, forward and in the whole gradient,
+# by an older kernel with a bias (github.com/apple/axlearn, flash_attention/tpu_attention_benchmark.py, 1.2 and 5.4 ms).
 SPLASH_EFFICIENCY = 0.25
 SPLASH_HEAD_DIM = 128
 # Matrix products of each kernel: scores and their sum; gradients by queries; by keys and values (counted as if the
@@ -55,21 +57,12 @@ def seconds(instruction: hlo.Instruction, operands: Sequence[hlo.Instruction], c
     for size in lead:
         rows *= size
     keys = tensors[1][-2]
-    flops = SPLASH_PRODUCTS[named[1]] * 2.0 * rows * length * keys * head_dim * _executed(operands)
+    flops = SPLASH_PRODUCTS[named[1]] * 2.0 * rows * length * keys * head_dim * _executed(instruction.op_name)
     efficiency = SPLASH_EFFICIENCY * min(head_dim, SPLASH_HEAD_DIM) / SPLASH_HEAD_DIM
     return max(flops / (chip.peak_flops * efficiency), floor)
 
 
-def _executed(operands: Sequence[hlo.Instruction]) -> float:
-    """The part of the score blocks that the mask leaves, where the text shows the mask; otherwise all of them."""
-    for operand in operands:
-        if operand.opcode == "constant" and operand.shape.startswith("s8["):
-            values = re.findall(r"\d+", operand.literal)
-            # 0: skipped, 1: partly masked, 2: whole. A mask that is cut short in the text is not used.
-            (_, dims), *_ = hlo.arrays(operand.shape)
-            size = 1
-            for dim in dims:
-                size *= dim
-            if len(values) == size and size:
-                return sum(value != "0" for value in values) / size
-    return 1.0
+def _executed(op_name: str) -> float:
+    """The part of the score blocks that the mask leaves, as the kernel's caller names it (``models/splash.py``)."""
+    named = re.search(r"\bblocks_(\d+)_of_(\d+)\b", op_name)
+    return int(named[1]) / int(named[2]) if named else 1.0

@@ -15,6 +15,7 @@ from pokevla_jax.models.attention import Source
 @pytest.fixture
 def interpreted(monkeypatch):
     monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(splash, "LARGEST_BLOCK", splash.LANES)
     monkeypatch.setattr(attention, "SHORT", 0)
 
 
@@ -46,8 +47,11 @@ def assert_close(actual, expected):
 @pytest.mark.parametrize(
     ("length", "heads", "groups", "width", "causal"),
     [
-        # the language model: grouped heads of 64, causal, padding in the middle, a length that fills no whole block
+        # the language model: grouped heads of 64, causal, padding in the middle, a length that fills no whole block;
+        # two rows of blocks, the second with the keys of both
         (150, 4, 2, 64, True),
+        # a head's own keys: one kernel, whose backward pass has two blocks of keys
+        pytest.param(150, 2, 2, 64, True, marks=pytest.mark.slow),
         # a tower: heads of 72, everything sees everything, a length that leaves a part of a block
         pytest.param(133, 2, 2, 72, False, marks=pytest.mark.slow),
     ],
@@ -62,6 +66,23 @@ def test_it_is_attention(interpreted, length, heads, groups, width, causal):
     segments = segments if segments is None else jnp.asarray(segments)
     actual = compare(arrays, segments, causal, "splash")
     assert_close(actual, compare(arrays, segments, causal, "xla"))
+
+
+@pytest.mark.slow
+def test_more_keys_than_one_block_holds(interpreted, monkeypatch):
+    arrays = problem(256, 4, 2, 64)
+    expected = compare(arrays, None, True, "xla")
+    monkeypatch.setattr(splash, "MOST_KEYS", 128)
+    assert_close(compare(arrays, None, True, "splash"), expected)
+
+
+@pytest.mark.parametrize(("rows", "keys", "causal"), [(4, 4, True), (1, 3, True), (3, 3, False)])
+def test_the_work_it_names_is_what_the_mask_leaves(rows, keys, causal):
+    """The library's own list of blocks, one entry each: 0 where the mask empties it."""
+    size = splash.LANES
+    mask = splash._kernel(2, rows * size, keys * size, size, causal).fwd_mask_info.block_mask
+    left = rows * keys if mask is None else int(np.count_nonzero(mask[0]))
+    assert splash._work(rows, keys, causal) == f"blocks_{left}_of_{rows * keys}"
 
 
 @pytest.mark.slow

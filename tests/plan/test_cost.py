@@ -97,6 +97,9 @@ def test_kernels_are_never_free():
     assert tally.kernels == pytest.approx(flops / (197e12 * kernels.SPLASH_EFFICIENCY / 2))
     # What stands behind the kernel's line breaks is not lost.
     assert tally.seconds == pytest.approx(tally.kernels + 3000 / CLOCK)
+    # A causal mask of four by four blocks leaves ten.
+    causal = analyze(programs.KERNEL.replace("body/splash", "body/blocks_10_of_16/static_sparsity/splash"))
+    assert causal.kernels == pytest.approx(tally.kernels * 10 / 16)
     unknown = analyze(programs.KERNEL.replace("splash_mha_fwd", "mystery"))
     assert unknown.kernels == pytest.approx((2 * 8 * 14 + 2 * 8 * 2) * 1024 * 64 * 2 / (8.2e11 / 4))
 
