@@ -16,7 +16,7 @@ from pokevla_jax.models import presets
 def get_config():
     config = common.train_in_full(common.posttraining(presets.pokevla(), batch_size=2048))
     config.model.attention = "splash"
-    # With vision tokens, <SEG> and queries 640 positions: five whole blocks of the attention kernel.
+    # With vision tokens, <SEG> and queries 640 positions: one whole block of the attention kernel.
     config.model.max_prompt_length = 63
     # 896, the language model's width, divides by 16 and not by 256.
     config.mesh.data = -1

@@ -10,8 +10,8 @@ from pokevla_jax.plan.topologies import Chip
 # 8,192 tokens: 30 % forward, 34 % backward, from the profile of an 8B decoder at 6,376 tokens/s per chip
 # (github.com/vlasenkoalexey/tpu_performance_autoresearch_wiki, qwen3 experiment v107: forward 11.2 % and backward
 # 12.5 % of the step). A quarter is counted, for shorter sequences; narrower heads fill the matrix unit in proportion:
-# 12.5 % for heads of 64, of which v4 reached 13.0 % at 2,048 tokens in blocks of 512, forward and in the whole gradient,
-# by an older kernel with a bias (github.com/apple/axlearn, flash_attention/tpu_attention_benchmark.py, 1.2 and 5.4 ms).
+# 12.5 % for heads of 64, of which v4 reached 13.0 % at 2,048 tokens in blocks of 512, forward and in the whole gradient
+# (an older kernel with a bias; github.com/apple/axlearn, flash_attention/tpu_attention_benchmark.py, 1.2 and 5.4 ms).
 SPLASH_EFFICIENCY = 0.25
 SPLASH_HEAD_DIM = 128
 # Matrix products of each kernel: scores and their sum; gradients by queries; by keys and values (counted as if the
