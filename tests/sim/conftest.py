@@ -15,6 +15,14 @@ def libero_assets():
 
 
 @pytest.fixture(scope="session")
+def whole_assets(libero_assets):
+    """The assets of every suite; skips where there are only generated ones."""
+    if libero_assets.kind == "standins":
+        pytest.skip("the generated stand-ins cover libero_object only")
+    return libero_assets
+
+
+@pytest.fixture(scope="session")
 def soup_states():
     """The 50 stored initial states of the first libero_object task."""
     from pokevla_jax.sim import tasks

@@ -118,11 +118,9 @@ def test_tasks_without_an_expert_are_refused_and_the_others_named():
     assert solvable_tasks("libero_90") == ()
 
 
-def test_takes_a_tilted_bowl_by_its_rim(libero_assets):
+def test_takes_a_tilted_bowl_by_its_rim(whole_assets):
     """The bowl on the ramekin leans, and is wider than the gripper."""
-    if libero_assets.kind == "standins":
-        pytest.skip("the generated stand-ins cover libero_object only")
-    environment = make_environment("libero_spatial", 5, assets=libero_assets)
+    environment = make_environment("libero_spatial", 5, assets=whole_assets)
     try:
         trajectory = demonstrate(environment, sample_layout(environment, "stored", 0, 3), SILENT)
         assert trajectory.success
@@ -135,11 +133,9 @@ def test_takes_a_tilted_bowl_by_its_rim(libero_assets):
         environment.close()
 
 
-def test_waits_where_nothing_can_be_grasped(libero_assets):
+def test_waits_where_nothing_can_be_grasped(whole_assets):
     """A bottle on its side, rolled so that both its narrow sides slope: the fingers fit around neither."""
-    if libero_assets.kind == "standins":
-        pytest.skip("the generated stand-ins cover libero_object only")
-    environment = make_environment("libero_goal", 2, "stored", assets=libero_assets)
+    environment = make_environment("libero_goal", 2, "stored", assets=whole_assets)
     try:
         apply_layout(environment, sample_layout(environment, "stored", 0, 0))
         expert = ScriptedExpert(environment)

@@ -210,9 +210,9 @@ def test_a_scene_without_room_gives_up_with_advice(shared, monkeypatch):
         sample_layout(shared, "shared", 0, 0)
 
 
-def test_a_drawer_is_a_target_and_moves_as_it_is_opened(libero_assets):
+def test_a_drawer_is_a_target_and_moves_as_it_is_opened(whole_assets):
     """libero_goal's first task is about a region; what it points to is fixed to the drawer, not to the cabinet."""
-    environment = scenes.make_environment("libero_goal", 0, "stored", assets=libero_assets)
+    environment = scenes.make_environment("libero_goal", 0, "stored", assets=whole_assets)
     apply_layout(environment, sample_layout(environment, "stored", 0, 3, task=0))
     drawer = environment.task.target
     assert drawer == environment.task.goal_object == "wooden_cabinet_1_middle_region"
