@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "pokevla_jax.typing": (),
     "pokevla_jax.fields": ("typing",),
-    "pokevla_jax.config": ("typing", "fields"),
+    "pokevla_jax.config_rules": ("fields",),
+    "pokevla_jax.config": ("typing", "fields", "config_rules"),
     "pokevla_jax.terminal": (),
     "pokevla_jax.models": ("typing", "config", "sharding"),
     "pokevla_jax.sharding": ("typing", "config"),

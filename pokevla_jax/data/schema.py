@@ -50,9 +50,8 @@ def batch_spec(config: Config, batch_size: int, *, train: bool = True) -> dict[s
             # The 3-D point seen at the centre of each patch, metres, robot base frame.
             spec["points"] = ((b, v, grid, grid, 3), np.float32)
             spec["points_valid"] = ((b, v, grid, grid), np.bool_)
-        for name, (part, shape) in teacher_features(model).items():
-            if getattr(model, part).source == "precomputed":
-                spec[name] = ((b, *shape), np.float16)
+        for name, (_, shape) in precomputed_features(model).items():
+            spec[name] = ((b, *shape), np.float16)
         if model.keypoint.weight:
             # Positions of target and goal object, metres, robot base frame.
             spec["keypoints"] = ((b, model.keypoint.num_keypoints, 3), np.float32)
@@ -67,13 +66,17 @@ def teacher_features(model: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]
     direction matters, so store unit vectors.
     """
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    segmentation, geometry = model.segmentation, model.geometry
-    if segmentation.weight and segmentation.image_encoder == "sam":
-        shape = (len(model.views), segmentation.feature_grid, segmentation.feature_grid, segmentation.decoder_dim)
-        found["segmentation_features"] = "segmentation", shape
-    if geometry.weight and geometry.teacher == "vggt":
-        found["geometry_targets"] = "geometry", (model.num_vision_tokens, geometry.feature_dim)
+    if model.segmentation.weight and model.segmentation.image_encoder == "sam":
+        found["segmentation_features"] = "segmentation", model.segmentation_features
+    if model.geometry.weight and model.geometry.teacher == "vggt":
+        found["geometry_targets"] = "geometry", model.geometry_targets
     return found
+
+
+def precomputed_features(model: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Those of ``teacher_features`` that the batch brings."""
+    features = teacher_features(model).items()
+    return {name: of for name, of in features if getattr(model, of[0]).source == "precomputed"}
 
 
 def stage1_batch_spec(config: Config, batch_size: int) -> dict[str, ArraySpec]:

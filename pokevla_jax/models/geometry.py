@@ -93,9 +93,7 @@ def valid_tokens(config: ModelConfig, batch: Batch) -> Bool[Array, "b n"]:
 def batch_targets(config: ModelConfig, batch: Batch) -> Float[Array, "b n f"]:
     """The teacher's features of every vision token, where they follow from the batch alone."""
     if config.geometry.teacher == "vggt":
-        return precomputed.features(
-            batch, "geometry_targets", (config.num_vision_tokens, config.geometry.feature_dim), "geometry"
-        )
+        return precomputed.features(batch, "geometry_targets", config.geometry_targets, "geometry")
     features = depth_features(batch["points"], config.geometry)
     return features.reshape(features.shape[0], -1, features.shape[-1])
 

@@ -184,11 +184,12 @@ class PokeVLA(nnx.Module):
     ) -> tuple[Float[Array, "b v m m"], Float[Array, "b v m m"]]:
         """Coarse and fine mask logits of the goal objects in every view, from its image or SAM's features of it."""
         with jax.named_scope("segmentation"):
-            part, config = _built(self.segmentation, "segmentation"), self.config.segmentation
-            if segmentation.computes_features(config):
+            part, config = _built(self.segmentation, "segmentation"), self.config
+            if segmentation.computes_features(config.segmentation):
                 return part(part.encode(batch["images"]), _seen(seg))
-            shape = (len(self.config.views), config.feature_grid, config.feature_grid, config.decoder_dim)
-            features = precomputed.features(batch, "segmentation_features", shape, "segmentation")
+            features = precomputed.features(
+                batch, "segmentation_features", config.segmentation_features, "segmentation"
+            )
             return part(features, _seen(seg))
 
     def align(self, vision: Float[Array, "b n d"]) -> Float[Array, "b n f"]:

@@ -13,7 +13,7 @@ from pokevla_jax.data import pipeline
 from pokevla_jax.data import records
 from pokevla_jax.data import tokenize
 from pokevla_jax.data.schema import batch_spec
-from pokevla_jax.data.schema import teacher_features
+from pokevla_jax.data.schema import precomputed_features
 from pokevla_jax.models import lora
 from pokevla_jax.models import stacking
 from pokevla_jax.training.losses import compute_losses
@@ -78,12 +78,11 @@ def make_data(config: Config) -> TrainData:
     """
     if not config.data.path:
         raise ConfigError("config.data.path is empty; give the folder of recorded episodes with --config.data.path=DIR")
-    for part, _ in teacher_features(config.model).values():
-        if getattr(config.model, part).source == "precomputed":
-            raise ConfigError(
-                f"config.model.{part}.source 'precomputed' reads features from the batch, and recorded episodes hold "
-                "none; use source 'inside'"
-            )
+    for part, _ in precomputed_features(config.model).values():
+        raise ConfigError(
+            f"config.model.{part}.source 'precomputed' reads features from the batch, and recorded episodes hold "
+            "none; use source 'inside'"
+        )
     dataset = records.open_dataset(config.data.path)
     statistics = normalize.compute_statistics(dataset)
     corpus = sorted({info.instruction for info in dataset.episodes})

@@ -12,7 +12,6 @@ episodes by scene.
 
 import argparse
 import collections
-import dataclasses
 import json
 import os
 import statistics
@@ -27,25 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.console import Console
 from rich.progress import track
 
-from eval.agents import RandomAgent
 from eval.benchmarks import build_manifest
 from eval.benchmarks.libero_plus import Choices
 from eval.benchmarks.libero_plus import coverage
 from eval.benchmarks.sampling import stratified
 from eval.episode import run_episode
 from eval.manifest import EpisodeSpec
-from eval.presets import PRESETS
 from eval.run import Options
 from eval.scenes import LiberoScenes
 from pokevla_jax.sim.assets import resolve_assets
+from tests.benchmarks.evaluation_speed import LookingAgent
+from tests.benchmarks.evaluation_speed import preset_of
 
 Stratum = tuple[str, str]
-
-
-class LookingAgent(RandomAgent):
-    """Random actions that ask for an image first, as a policy does."""
-
-    needs_images = True
 
 
 def main() -> None:
@@ -58,12 +51,9 @@ def main() -> None:
     parser.add_argument("--assets")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
-    preset = dataclasses.replace(
-        PRESETS["pokevla"], renderer=arguments.renderer, image_size=256 if arguments.renderer == "robosuite" else 128
-    )
     options = Options(policy="random", run_dir=Path(), benchmark=arguments.benchmark, suite="all", plus=arguments.plus)
     plus = Choices.of(options) if arguments.benchmark == "libero_plus" else None
-    scenes = LiberoScenes(resolve_assets(arguments.assets), preset, plus)
+    scenes = LiberoScenes(resolve_assets(arguments.assets), preset_of(arguments.renderer), plus)
 
     strata: dict[Stratum, list[EpisodeSpec]] = collections.defaultdict(list)
     for spec in build_manifest(options):
@@ -77,7 +67,7 @@ def main() -> None:
         rows.append(priced(key, strata[key], [measure(scenes, spec) for spec in sample]))
     total = {"episodes": sum(row["episodes"] for row in rows), "core_hours": sum(row["core_hours"] for row in rows)}
     not_run = coverage(options)["need_assets"] if plus else {}
-    print(json.dumps({"renderer": preset.renderer, "strata": rows, "total": total, "not_run": not_run}, indent=1))
+    print(json.dumps({"renderer": arguments.renderer, "strata": rows, "total": total, "not_run": not_run}, indent=1))
 
 
 def measure(scenes: LiberoScenes, spec: EpisodeSpec) -> dict[str, float]:

@@ -20,6 +20,7 @@ from eval.agents import RandomAgent
 from eval.benchmarks import build_manifest
 from eval.episode import run_episode
 from eval.presets import PRESETS
+from eval.presets import Preset
 from eval.run import Options
 from eval.scenes import LiberoScenes
 from pokevla_jax.sim.assets import resolve_assets
@@ -29,6 +30,12 @@ class LookingAgent(RandomAgent):
     """Random actions that ask for an image first, as a policy does."""
 
     needs_images = True
+
+
+def preset_of(renderer: str) -> Preset:
+    """The project's own conditions with a renderer, at the size that it is used at."""
+    size = 256 if renderer == "robosuite" else 128
+    return dataclasses.replace(PRESETS["pokevla"], renderer=renderer, image_size=size)
 
 
 def main() -> None:
@@ -44,10 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     assets = resolve_assets(arguments.assets)
-    preset = dataclasses.replace(
-        PRESETS["pokevla"], renderer=arguments.renderer, image_size=256 if arguments.renderer == "robosuite" else 128
-    )
-    scenes = LiberoScenes(assets, preset)
+    scenes = LiberoScenes(assets, preset_of(arguments.renderer))
     options = Options(
         policy="random",
         run_dir=Path(),

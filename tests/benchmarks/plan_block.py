@@ -45,12 +45,10 @@ def describe(name: str, attention: str, tokens: int) -> tuple[Any, Any, int, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("block", choices=sorted(TOKENS))
-    parser.add_argument("--attention", default="splash", choices=("xla", "splash"))
+    add_arguments(parser)
     parser.add_argument("--remat", default="dots", choices=("none", "dots", "layers", "full"))
     parser.add_argument("--tokens", type=int, help="of each (default: as in stage 2)")
     parser.add_argument("--rows", type=int, default=16, help="pictures, or sequences, on each chip")
-    parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--top", type=int, default=30, help="how many source operations to list")
     arguments = parser.parse_args()
     topologies.require_compiler()
 
@@ -60,11 +58,7 @@ def main() -> None:
     from pokevla_jax import sharding
     from pokevla_jax.config import MeshConfig
     from pokevla_jax.models import stacking
-    from pokevla_jax.plan import compile as compiling
-    from pokevla_jax.plan import cost
-    from pokevla_jax.plan import hlo
     from pokevla_jax.plan import report
-    from pokevla_jax.training.step import compiler_options
 
     topology = topologies.parse(arguments.topology)
     tokens = arguments.tokens or TOKENS[arguments.block]
@@ -88,14 +82,32 @@ def main() -> None:
 
     with jax.set_mesh(mesh):
         lowered = jax.jit(gradients, out_shardings=(placed, rows)).lower(params, x, x)
-        compiled: Any = lowered.compile(compiler_options=compiler_options(mesh))
-    tally = cost.analyze(hlo.parse(compiled.as_text()), topology, compiling.device_coordinates(mesh))
+        tally, temporary = compile_and_price(lowered, mesh, topology)
     peak = 3 * arguments.rows * counted.forward / topology.chip.peak_flops
     milliseconds = {name: 1e3 * getattr(tally, name) / NUM_BLOCKS for name in ("compute", "kernels", "exposed")}
     print(", ".join(f"{name} {value:.3f} ms" for name, value in milliseconds.items()), "a block")
     print(f"the peak would take {1e3 * peak:.3f} ms: MFU of the compute {1e3 * peak / milliseconds['compute']:.1%}")
-    print(f"temporary memory {compiled.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB for {NUM_BLOCKS} blocks")
+    print(f"temporary memory {temporary:.2f} GiB for {NUM_BLOCKS} blocks")
     print(*report.top_sources(tally, arguments.top), sep="\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is compiled for, and how much of it is listed."""
+    parser.add_argument("--attention", default="splash", choices=("xla", "splash"))
+    parser.add_argument("--topology", default="v5e:2x2")
+    parser.add_argument("--top", type=int, default=30, help="how many source operations to list")
+
+
+def compile_and_price(lowered: Any, mesh: Any, topology: topologies.Topology) -> tuple[Any, float]:
+    """The ``cost.Tally`` of a lowered program, and its temporary memory in GiB; inside of ``jax.set_mesh(mesh)``."""
+    from pokevla_jax.plan import compile as compiling
+    from pokevla_jax.plan import cost
+    from pokevla_jax.plan import hlo
+    from pokevla_jax.training.step import compiler_options
+
+    compiled = lowered.compile(compiler_options=compiler_options(mesh))
+    tally = cost.analyze(hlo.parse(compiled.as_text()), topology, compiling.device_coordinates(mesh))
+    return tally, compiled.memory_analysis().temp_size_in_bytes / 2**30
 
 
 if __name__ == "__main__":

@@ -6,17 +6,20 @@ say of it: a fraction of the whole step's compile time.
 
 import argparse
 import dataclasses
-from typing import Any
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pokevla_jax.plan import topologies
+from tests.benchmarks.plan_block import add_arguments
+from tests.benchmarks.plan_block import compile_and_price
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attention", default="splash", choices=("xla", "splash"))
+    add_arguments(parser)
     parser.add_argument("--rows", type=int, default=8, help="samples, of two pictures each, on each chip")
-    parser.add_argument("--topology", default="v5e:2x2")
-    parser.add_argument("--top", type=int, default=30, help="how many source operations to list")
     arguments = parser.parse_args()
     topologies.require_compiler()
 
@@ -29,11 +32,7 @@ def main() -> None:
     from pokevla_jax.models import presets
     from pokevla_jax.models import stacking
     from pokevla_jax.models.image_encoders import SamEncoder
-    from pokevla_jax.plan import compile as compiling
-    from pokevla_jax.plan import cost
-    from pokevla_jax.plan import hlo
     from pokevla_jax.plan import report
-    from pokevla_jax.training.step import compiler_options
 
     topology = topologies.parse(arguments.topology)
     model = dataclasses.replace(presets.pokevla(), attention=arguments.attention)
@@ -51,13 +50,12 @@ def main() -> None:
     )
     with jax.set_mesh(mesh):
         lowered = jax.jit(lambda params, x: stacking.fill(encoder, params)(x)).lower(params, images)
-        compiled: Any = lowered.compile(compiler_options=compiler_options(mesh))
-    tally = cost.analyze(hlo.parse(compiled.as_text()), topology, compiling.device_coordinates(mesh))
+        tally, temporary = compile_and_price(lowered, mesh, topology)
     peak = pictures * flops._sam_encoder(model).forward / topology.chip.peak_flops
     milliseconds = {name: 1e3 * getattr(tally, name) for name in ("compute", "kernels", "exposed")}
     print(", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items()))
     print(f"the peak would take {1e3 * peak:.1f} ms")
-    print(f"temporary memory {compiled.memory_analysis().temp_size_in_bytes / 2**30:.2f} GiB")
+    print(f"temporary memory {temporary:.2f} GiB")
     print(*report.top_sources(tally, arguments.top), sep="\n")
 
 
