@@ -132,7 +132,7 @@ def _local(
         (loss, entropy, d_table), (x, target, counts) = carry, xs
         chunk_loss, chunk_entropy, d_states, d_logits = _chunk(table, x, target, counts, z_loss, wanted, cut.vocab)
         if wanted[1]:
-            d_table += jnp.einsum("tv,td->vd", d_logits, x, preferred_element_type=jnp.float32)
+            d_table += jnp.einsum("vt,td->vd", d_logits, x, preferred_element_type=jnp.float32)
         return (loss + chunk_loss, entropy + chunk_entropy, d_table), d_states
 
     start = (jnp.float32(0), jnp.float32(0), jnp.zeros(table.shape, jnp.float32) if wanted[1] else None)
@@ -164,23 +164,23 @@ def _chunk(
     table: Any, states: Any, targets: Any, mask: Any, z_loss: float, wanted: tuple[bool, bool], vocab_axis: str | None
 ) -> Any:
     """Sums of one chunk, and its gradients by states and logits; this device has some of the vocabulary's rows."""
-    logits = jnp.einsum("td,vd->tv", states, table, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("vd,td->vt", table, states, preferred_element_type=jnp.float32)
     first = jax.lax.axis_index(vocab_axis) * table.shape[0] if vocab_axis else 0
-    hit = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-    top = jnp.max(logits, axis=-1)
+    hit = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0) == targets
+    top = jnp.max(logits, axis=0)
     top = jax.lax.pmax(top, vocab_axis) if vocab_axis else top
-    exponentials = jnp.exp(logits - top[:, None])
-    sums = jnp.stack([jnp.sum(exponentials, -1), jnp.sum(jnp.where(hit, logits, 0.0), -1)])
+    exponentials = jnp.exp(logits - top)
+    sums = jnp.stack([jnp.sum(exponentials, 0), jnp.sum(jnp.where(hit, logits, 0.0), 0)])
     total, picked = jax.lax.psum(sums, vocab_axis) if vocab_axis else sums
     log_total = top + jnp.log(total)
     entropy = jnp.sum((log_total - picked) * mask)
     loss = entropy + z_loss * jnp.sum(jnp.square(log_total) * mask)
     if not any(wanted):
         return loss, entropy, None, None
-    probability = (mask * (1.0 + 2.0 * z_loss * log_total) / total)[:, None] * exponentials
-    d_logits = (probability - jnp.where(hit, mask[:, None], 0.0)).astype(states.dtype)
+    probability = (mask * (1.0 + 2.0 * z_loss * log_total) / total) * exponentials
+    d_logits = (probability - jnp.where(hit, mask, 0.0)).astype(states.dtype)
     d_states = None
     if wanted[0]:
-        d_states = jnp.einsum("tv,vd->td", d_logits, table, preferred_element_type=jnp.float32)
+        d_states = jnp.einsum("vt,vd->td", d_logits, table, preferred_element_type=jnp.float32)
         d_states = (jax.lax.psum(d_states, vocab_axis) if vocab_axis else d_states).astype(states.dtype)
     return loss, entropy, d_states, d_logits
