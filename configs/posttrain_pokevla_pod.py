@@ -15,8 +15,8 @@ from pokevla_jax.models import presets
 
 def get_config():
     config = common.train_in_full(common.posttraining(presets.pokevla(), batch_size=2048))
-    config.model.attention = "splash"
-    # With vision tokens, <SEG> and queries 640 positions: one whole block of the attention kernel.
+    config.model.attention = "blockwise"
+    # With vision tokens, <SEG> and queries 640 positions: whole blocks of attention's queries.
     config.model.max_prompt_length = 63
     # 896, the language model's width, divides by 16 and not by 256.
     config.mesh.data = -1

@@ -15,7 +15,7 @@ from pokevla_jax.models import presets
 
 def get_config():
     config = common.pretraining(presets.pokevla(), conversations=4096)
-    config.model.attention = "splash"
+    config.model.attention = "blockwise"
     config.model.remat = "dots"
     # 896, the language model's width, divides by 16 and not by 256.
     config.mesh.data = -1

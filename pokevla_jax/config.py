@@ -234,9 +234,9 @@ class ModelConfig:
     # output alone; or nothing but the layer's input, in the mask decoders too ("full").
     remat: Literal["none", "dots", "layers", "full"] = "layers"
     # Self-attention of towers and language model: plain XLA everywhere, cuDNN's fused kernel on GPU (bfloat16), or what
-    # suits a TPU ("splash": that kernel for the language model, XLA for the towers' short sequences). The action head
-    # joins several sources under one softmax, which only XLA computes.
-    attention: Literal["xla", "cudnn", "splash"] = "xla"
+    # suits a TPU: XLA for the towers' short sequences, and for the language model a kernel ("splash") or blocks of
+    # queries ("blockwise"). The action head joins several sources under one softmax, which only XLA computes.
+    attention: Literal["xla", "cudnn", "splash", "blockwise"] = "xla"
     # Tokens per device whose logits over the vocabulary exist at one time (stage 1).
     logits_chunk: int = 1024
 

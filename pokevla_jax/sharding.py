@@ -172,6 +172,12 @@ def axis_size(axis: str) -> int:
     return 1 if mesh is None else mesh.shape[axis]
 
 
+def cores_per_device() -> int:
+    """Tensor cores of one device that the current mesh is of: two on TPU v4 and v5p ("megacore"), else one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.num_cores if device is not None else None) or 1
+
+
 def activation_spec(shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
     """How an activation is cut on the current mesh: by name, and only where the mesh axes divide the dimension.
 

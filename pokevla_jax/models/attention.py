@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from pokevla_jax import sharding
+from pokevla_jax.models import blockwise
 from pokevla_jax.models import splash
 from pokevla_jax.models.layers import multiply
 from pokevla_jax.models.layers import summed_in_float32
@@ -17,16 +18,19 @@ from pokevla_jax.typing import Bool
 from pokevla_jax.typing import Float
 from pokevla_jax.typing import Int
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["xla", "cudnn", "splash", "blockwise"]
+TPU = ("splash", "blockwise")
+"""Those that choose between XLA and a kernel by what suits a TPU."""
 
 PADDING = 0
 """Segment of padding."""
 
 SHORT = 512
-"""Tokens up to which "splash" leaves attention without a mask to XLA.
+"""Tokens up to which those leave attention without a mask to XLA.
 
 The kernel wants heads in front, widths that fill the lanes and whole blocks. Laying the patches of one view out like
-that takes longer than the kernel, and XLA keeps their logits in a TPU's fast memory (docs/results.md).
+that takes longer than the kernel, and XLA keeps their logits in a TPU's fast memory. Not where two cores are one device
+(v4, v5p): there "blockwise" stores no logits of patches either (docs/results.md).
 """
 
 
@@ -57,8 +61,8 @@ def attend(
         sources: keys and values. Ordinary attention has one source.
         segments: for self-attention: a position sees positions of its own segment alone, see ``visible``.
         causal: for self-attention: a position sees itself and what stands before it.
-        implementation: "cudnn" and "splash" take one source without gain and bias; "cudnn", and "splash" but for what
-            is ``SHORT``, never hold all logits.
+        implementation: all but "xla" take one source without gain and bias, and but for what is ``SHORT`` never hold
+            all logits. "blockwise" is for causal attention, and otherwise what "splash" is.
 
     Raises:
         ValueError: for several sources, a gain or a bias with another implementation than XLA's.
@@ -68,27 +72,36 @@ def attend(
         raise ValueError(f"attention {implementation!r} takes one source without gain and bias; use 'xla' for this one")
     keys, values = sources[0].keys, sources[0].values
     short = segments is None and not causal and keys.shape[1] <= SHORT
-    if implementation == "xla" or (implementation == "splash" and short):
-        out = _xla(queries, sources, segments, causal)
-    elif implementation == "cudnn":
+    megacore = sharding.cores_per_device() > 1
+    if implementation == "cudnn":
         mask = None if segments is None else visible(segments, causal=False)[:, None]
         out = jax.nn.dot_product_attention(queries, keys, values, mask=mask, is_causal=causal, implementation="cudnn")
+    elif implementation == "blockwise" and (causal or (short and megacore)):
+        # These two name their output themselves, and beside it what their backward pass needs of the softmax.
+        return _blockwise(queries, sources[0], segments, causal, lean=megacore)
+    elif implementation == "xla" or short:
+        out = _xla(queries, sources, segments, causal)
     else:
-        # It names its output itself, and the sums of exponentials that its backward pass needs beside it.
         return splash.attend(queries, keys, values, segments, causal=causal)
     return checkpoint_name(out, "attention")
+
+
+def _blockwise(
+    queries: Float[Array, "b s h k"], source: Source, segments: Int[Array, "b s"] | None, causal: bool, *, lean: bool
+) -> Float[Array, "b s h w"]:
+    b, s, h, k = queries.shape
+    (source,) = _heads_to_cut((source,), h)
+    grouped = (queries * k**-0.5).reshape(b, s, source.keys.shape[2], -1, k)
+    out = blockwise.attend(grouped, source.keys, source.values, segments, causal, lean).reshape(b, s, h, -1)
+    return sharding.constrain(out, "batch", None, "heads", "head_dim")
 
 
 def _xla(
     queries: Float[Array, "b s h k"], sources: tuple[Source, ...], segments: Int[Array, "b s"] | None, causal: bool
 ) -> Float[Array, "b s h w"]:
     b, s, h, k = queries.shape
+    sources = _heads_to_cut(sources, h)
     groups = sources[0].keys.shape[2]
-    tensor = sharding.axis_size("tensor")
-    if groups % tensor and h % tensor == 0:
-        # Fewer groups than devices: each device holds the keys of its own query heads.
-        sources = tuple(x._replace(keys=_per_head(x.keys, h), values=_per_head(x.values, h)) for x in sources)
-        groups = h
     q = (queries.reshape(b, s, groups, h // groups, k) * k**-0.5).transpose(0, 2, 3, 1, 4)
     logits = []
     for source in sources:
@@ -122,6 +135,14 @@ def attend_in_chunks(queries: Float[Array, "b s h k"], source: Source, *, size: 
     chunks = padded.reshape(b, count, size, h, k).swapaxes(0, 1)
     outputs = jax.lax.map(lambda chunk: attend(chunk, source), chunks)
     return outputs.swapaxes(0, 1).reshape(b, count * size, h, -1)[:, :s]
+
+
+def _heads_to_cut(sources: tuple[Source, ...], heads: int) -> tuple[Source, ...]:
+    """``sources``; with fewer groups than devices along ``tensor``, each holds the keys of its own query heads."""
+    tensor = sharding.axis_size("tensor")
+    if sources[0].keys.shape[2] % tensor == 0 or heads % tensor:
+        return sources
+    return tuple(x._replace(keys=_per_head(x.keys, heads), values=_per_head(x.values, heads)) for x in sources)
 
 
 def _per_head(x: Float[Array, "b z g k"], heads: int) -> Float[Array, "b z h k"]:

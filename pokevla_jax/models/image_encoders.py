@@ -12,6 +12,7 @@ from flax import nnx
 from pokevla_jax.config import ConfigError
 from pokevla_jax.config import ModelConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import TPU
 from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
@@ -98,7 +99,7 @@ class SamAttention(nnx.Module):
     def __call__(self, x: Float[Array, "b side side d"]) -> Float[Array, "b side side d"]:
         b, side, cells = x.shape[0], self.side, self.side**2
         flat = x.reshape(b, cells, -1)
-        q, k, v = self.qkv.parts(flat) if self.implementation == "splash" else jnp.unstack(self.qkv(flat), axis=2)
+        q, k, v = self.qkv.parts(flat) if self.implementation in TPU else jnp.unstack(self.qkv(flat), axis=2)
         # Offset of every query from every key along one side, as a row of the tables.
         offsets = jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1
         by_row, by_column = (table[...].astype(x.dtype)[offsets] for table in (self.rel_pos_h, self.rel_pos_w))

@@ -13,6 +13,7 @@ from pokevla_jax.config import ModelConfig
 from pokevla_jax.config import TowerConfig
 from pokevla_jax.config import VisionConfig
 from pokevla_jax.models import stacking
+from pokevla_jax.models.attention import TPU
 from pokevla_jax.models.attention import Implementation
 from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
@@ -45,7 +46,7 @@ class SelfAttention(nnx.Module):
         self.proj = Linear(heads, width, axes=("heads", "head_dim", "embed"))
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        q, k, v = self.qkv.parts(x) if self.implementation == "splash" else jnp.unstack(self.qkv(x), axis=2)
+        q, k, v = self.qkv.parts(x) if self.implementation in TPU else jnp.unstack(self.qkv(x), axis=2)
         return self.proj(attend(q, Source(k, v), implementation=self.implementation))
 
 

@@ -93,7 +93,7 @@ def main() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is compiled for, and how much of it is listed."""
-    parser.add_argument("--attention", default="splash", choices=("xla", "splash"))
+    parser.add_argument("--attention", default="splash", choices=("xla", "splash", "blockwise"))
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--top", type=int, default=30, help="how many source operations to list")
 
