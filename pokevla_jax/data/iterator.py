@@ -53,6 +53,7 @@ class TrainIterator:
         *,
         mixture: str,
         num_samples: int,
+        features: str = "",
         process_index: int = 0,
         process_count: int = 1,
         start_step: int = 0,
@@ -65,12 +66,15 @@ class TrainIterator:
             build: from items to arrays.
             mixture: name of the data and its weights; a position saved with another one begins the new order there.
             num_samples: per epoch, for the log.
+            features: identity of what teachers told of the samples beforehand; a position saved with another is
+                refused.
             process_index: of this process.
             process_count: of the run.
             start_step: first step.
         """
         self.num_samples = num_samples
         self._config, self._order, self._build, self._mixture = config, order, build, mixture
+        self._fixed = {"seed": config.seed, "batch_size": config.batch_size, "features": features}
         self._local = local_rows(config, process_index, process_count)
         self._seek(start_step, 0)
 
@@ -86,8 +90,7 @@ class TrainIterator:
         """The position, in plain JSON types; the same for every process and any number of them."""
         return {
             "step": self.step,
-            "seed": self._config.seed,
-            "batch_size": self._config.batch_size,
+            **self._fixed,
             "mixture": self._mixture,
             "mixture_start": self._start,
         }
@@ -99,12 +102,14 @@ class TrainIterator:
         of its own; the log says so.
 
         Raises:
-            DataError: when seed or batch size differ, since the steps would not mean the same any more.
+            DataError: when seed, batch size or features differ, since the steps would not mean the same any more.
         """
-        for key in ("seed", "batch_size"):
-            if state.get(key) != getattr(self._config, key):
+        for key, own in self._fixed.items():
+            # Positions of before there were features do not mention any.
+            saved = state.get(key, "" if key == "features" else None)
+            if saved != own:
                 raise DataError(
-                    f"The saved data position has {key} {state.get(key)}, this run has {getattr(self._config, key)}; "
+                    f"The saved data position has {key} {saved!r}, this run has {own!r}; "
                     "restore it, or start a new run from the checkpoint's parameters"
                 )
         step, start = int(state["step"]), int(state.get("mixture_start", 0))

@@ -15,6 +15,7 @@ from pokevla_jax.config import Config
 from pokevla_jax.data import hashing
 from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.conventions import noop_steps
+from pokevla_jax.data.features import FeatureStore
 from pokevla_jax.data.iterator import TrainIterator
 from pokevla_jax.data.iterator import check_batch
 from pokevla_jax.data.iterator import local_rows
@@ -42,12 +43,23 @@ def train_iterator(
     dataset: EpisodeDataset,
     statistics: Statistics,
     tokenizer: Tokenizer,
+    features: Sequence[FeatureStore] = (),
     *,
     process_index: int = 0,
     process_count: int = 1,
     start_step: int = 0,
 ) -> TrainIterator:
     """Training batches of this process; see ``TrainIterator``.
+
+    Args:
+        config: of the run.
+        dataset: the episodes.
+        statistics: of the dataset.
+        tokenizer: of the run.
+        features: of frozen teachers, those that the configuration has precomputed.
+        process_index: of this process.
+        process_count: of the run.
+        start_step: first step.
 
     Raises:
         DataError: when dataset, tokenizer and configuration do not fit together, saying what to change.
@@ -63,9 +75,10 @@ def train_iterator(
     return TrainIterator(
         config,
         functools.partial(Order, parts),
-        _BatchBuilder(config, dataset, statistics, tokenizer),
+        _BatchBuilder(config, dataset, statistics, tokenizer, features),
         mixture=digest(parts, config.data),
         num_samples=num_samples,
+        features=" ".join(store.identity for store in features),
         process_index=process_index,
         process_count=process_count,
         start_step=start_step,
@@ -88,6 +101,7 @@ def holdout_batches(
     dataset: EpisodeDataset,
     statistics: Statistics,
     tokenizer: Tokenizer,
+    features: Sequence[FeatureStore] = (),
     *,
     process_index: int = 0,
     process_count: int = 1,
@@ -102,12 +116,10 @@ def holdout_batches(
     rows = sample_rows(config, dataset, "holdout")
     rows = rows[spread(len(rows), config.batch_size, max_batches)]
     local = local_rows(config, process_index, process_count)
+    build = _BatchBuilder(config, dataset, statistics, tokenizer, features)
     for start in range(0, len(rows), config.batch_size):
         places = start + np.arange(local.start, local.stop)
-        samples = [
-            training_sample(config, dataset, int(rows[min(int(place), len(rows) - 1)]), statistics, tokenizer, None)
-            for place in places
-        ]
+        samples = [build.sample(int(rows[min(int(place), len(rows) - 1)]), None) for place in places]
         for place, sample in zip(places, samples, strict=True):
             if place >= len(rows):
                 sample |= {key: np.zeros_like(sample[key]) for key in _VALIDITY if key in sample}
@@ -143,16 +155,26 @@ def _held_out(dataset: EpisodeDataset, fraction: float) -> Bool[np.ndarray, " e"
 class _BatchBuilder:
     """Builds this process's part of a batch from the (epoch, row) pairs of its samples; travels to workers."""
 
-    def __init__(self, config: Config, dataset: EpisodeDataset, statistics: Statistics, tokenizer: Tokenizer):
-        self._arguments = (config, dataset, statistics, tokenizer)
+    def __init__(
+        self,
+        config: Config,
+        dataset: EpisodeDataset,
+        statistics: Statistics,
+        tokenizer: Tokenizer,
+        features: Sequence[FeatureStore],
+    ):
+        self._config, self._dataset, self._features = config, dataset, tuple(features)
+        self._statistics, self._tokenizer = statistics, tokenizer
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-        config, dataset, statistics, tokenizer = self._arguments
-        samples = []
-        for epoch, row in items:
-            rng = np.random.default_rng([config.seed, epoch, row])
-            samples.append(training_sample(config, dataset, row, statistics, tokenizer, rng))
-        return _stack(config, samples)
+        seed = self._config.seed
+        samples = [self.sample(row, np.random.default_rng([seed, epoch, row])) for epoch, row in items]
+        return _stack(self._config, samples)
+
+    def sample(self, row: int, rng: np.random.Generator | None) -> Sample:
+        """``training_sample`` with the features of its images."""
+        sample = training_sample(self._config, self._dataset, row, self._statistics, self._tokenizer, rng)
+        return sample | {store.name: store.read(row) for store in self._features}
 
 
 def _stack(config: Config, samples: list[Sample]) -> dict[str, np.ndarray]:
@@ -165,12 +187,7 @@ def _stack(config: Config, samples: list[Sample]) -> dict[str, np.ndarray]:
 def _check_fit(config: Config, dataset: EpisodeDataset, tokenizer: Tokenizer) -> None:
     """Raises ``DataError`` where dataset, tokenizer and model do not fit together."""
     model = config.model
-    unknown = [view for view in model.views if view not in dataset.views]
-    if unknown:
-        raise DataError(
-            f"config.model.views asks for {unknown[0]!r}, {dataset.directory} holds {', '.join(dataset.views)}; change "
-            "the views or record again"
-        )
+    dataset.check_views(model.views)
     for name, width, key in (
         ("state", dataset.state.shape[1], "proprio_dim"),
         ("action", dataset.action.shape[1], "action_dim"),

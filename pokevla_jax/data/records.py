@@ -171,6 +171,15 @@ class EpisodeDataset:
         """Steps in the dataset, rendered or not."""
         return len(self.step)
 
+    def check_views(self, views: Iterable[str]) -> None:
+        """Raises ``DataError`` for a view that the dataset does not hold."""
+        unknown = [view for view in views if view not in self.views]
+        if unknown:
+            raise DataError(
+                f"config.model.views asks for {unknown[0]!r}, {self.directory} holds {', '.join(self.views)}; change "
+                "the views or record again"
+            )
+
     def frame(self, shard: int, record: int, *, masks: bool = True, depth: bool = True) -> Frame:
         """The frame stored as entry ``record`` of shard ``shard`` (an index into ``shards``).
 

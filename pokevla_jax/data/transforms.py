@@ -213,6 +213,27 @@ def inference_transform(
     return transform
 
 
+def plain_images(config: Config, dataset: EpisodeDataset, row: int) -> UInt8[np.ndarray, "v s s 3"]:
+    """The images of a rendered row as the network sees them where nothing is augmented."""
+    frame = dataset.frame_at(row, masks=False, depth=False)
+    window = central_window(config.data.augment)
+    return _seen(config, [frame.images[view] for view in config.model.views], [window] * len(config.model.views), None)
+
+
+def _seen(
+    config: Config,
+    images: Sequence[np.ndarray] | np.ndarray,
+    windows: Sequence[Window],
+    rng: np.random.Generator | None,
+) -> UInt8[np.ndarray, "v s s 3"]:
+    size = config.model.vision.image_size
+    views = [crop_image(image, window, size) for image, window in zip(images, windows, strict=True)]
+    if rng is not None:
+        views = [jitter_colors(view, config.data.augment, rng) for view in views]
+    stacked = np.stack(views)
+    return np.zeros_like(stacked) if config.data.zero_images else stacked
+
+
 def _inputs(
     config: Config,
     images: Sequence[np.ndarray] | np.ndarray,
@@ -225,19 +246,17 @@ def _inputs(
 ) -> Sample:
     """What the network sees, for training and inference alike."""
     data, model = config.data, config.model
-    views = [crop_image(image, window, model.vision.image_size) for image, window in zip(images, windows, strict=True)]
+    seen = _seen(config, images, windows, rng)
     proprio = normalize(state, statistics.state)
     if rng is not None:
-        views = [jitter_colors(view, data.augment, rng) for view in views]
         noise = data.proprio_noise * rng.standard_normal(proprio.shape)
         # Inference never leaves [-1, 1], so neither does training.
         proprio = np.clip(proprio + noise, -1, 1).astype(np.float32)
-    stacked = np.stack(views)
     # The controls change what is seen or read and nothing else: same shapes, same labels, same network.
     ids = tokenizer.encode("" if data.zero_language else instruction)
     tokens, token_mask = pad_prompt(ids, model.max_prompt_length, tokenizer.pad_id)
     return {
-        "images": np.zeros_like(stacked) if data.zero_images else stacked,
+        "images": seen,
         "tokens": tokens,
         "token_mask": token_mask,
         "proprio": proprio,

@@ -19,13 +19,13 @@ def features(batch: Batch, name: str, shape: tuple[int, ...], part: str) -> Arra
     """
     if name not in batch:
         raise ConfigError(
-            f"config.model.{part}.source 'precomputed' reads {name} from the batch, which has none; precompute them, "
-            "or set source to 'inside'"
+            f"config.model.{part}.source 'precomputed' reads {name} from the batch, which has none; make them "
+            "with pokevla-features, or set source to 'inside'"
         )
     found = tuple(batch[name].shape[1:])
     if found != shape:
         raise ConfigError(
-            f"The batch's {name} have shape {found} a sample and config.model.{part} needs {shape}; precompute them "
+            f"The batch's {name} have shape {found} a sample and config.model.{part} needs {shape}; make them "
             "with this configuration"
         )
     return batch[name]

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from pokevla_jax import sharding
 from pokevla_jax.config import Config
 from pokevla_jax.config import ConfigError
+from pokevla_jax.data import features
 from pokevla_jax.data import normalize
 from pokevla_jax.data import pipeline
 from pokevla_jax.data import records
 from pokevla_jax.data import tokenize
 from pokevla_jax.data.schema import batch_spec
-from pokevla_jax.data.schema import precomputed_features
 from pokevla_jax.models import lora
 from pokevla_jax.models import stacking
 from pokevla_jax.training.losses import compute_losses
@@ -73,17 +73,13 @@ def make_data(config: Config) -> TrainData:
     """Batches, held-out batches and assets of ``config.data``; this host's rows only.
 
     Raises:
-        ConfigError: when no dataset is named.
+        ConfigError: when no dataset is named, or images are augmented whose features are precomputed.
         DataError: when the dataset is missing, damaged or does not fit the configuration.
     """
     if not config.data.path:
         raise ConfigError("config.data.path is empty; give the folder of recorded episodes with --config.data.path=DIR")
-    for part, _ in precomputed_features(config.model).values():
-        raise ConfigError(
-            f"config.model.{part}.source 'precomputed' reads features from the batch, and recorded episodes hold "
-            "none; use source 'inside'"
-        )
     dataset = records.open_dataset(config.data.path)
+    stores = features.open_stores(config, dataset)
     statistics = normalize.compute_statistics(dataset)
     corpus = sorted({info.instruction for info in dataset.episodes})
     tokenizer = tokenize.load_tokenizer(config.data.tokenizer, corpus, prompt_template=config.data.prompt_template)
@@ -92,11 +88,11 @@ def make_data(config: Config) -> TrainData:
     )
 
     def iterate(start_step: int) -> pipeline.TrainIterator:
-        return pipeline.train_iterator(config, dataset, statistics, tokenizer, start_step=start_step, **place)
+        return pipeline.train_iterator(config, dataset, statistics, tokenizer, stores, start_step=start_step, **place)
 
     def holdout() -> Iterator[Batch]:
         limit = config.eval_batches or None
-        return pipeline.holdout_batches(config, dataset, statistics, tokenizer, max_batches=limit, **place)
+        return pipeline.holdout_batches(config, dataset, statistics, tokenizer, stores, max_batches=limit, **place)
 
     return TrainData(
         spec=batch_spec(config, config.batch_size),
@@ -107,8 +103,14 @@ def make_data(config: Config) -> TrainData:
             "tokenizer": tokenizer.to_json(),
             "dataset": str(config.data.path),
             "pictures": pictures(dataset),
+            **({"features": {store.name: store.made_by for store in stores}} if stores else {}),
         },
-        description=f"{len(dataset.episodes)} episodes, {len(corpus)} instructions from {config.data.path}",
+        description="; ".join(
+            [
+                f"{len(dataset.episodes)} episodes, {len(corpus)} instructions from {config.data.path}",
+                *(f"{store.name} of a teacher with weights {store.made_by['weights']}" for store in stores),
+            ]
+        ),
     )
 
 

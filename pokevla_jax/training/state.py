@@ -78,7 +78,7 @@ class StateFactory:
 
     def _create(self, params: Params) -> TrainState:
         trained, frozen = split(params, self._frozen)
-        frozen = jax.tree_util.tree_map_with_path(self._as_kept, frozen)
+        frozen = as_kept(frozen, self._config.frozen_dtype)
         # A copy, because the step donates both trees and a buffer can be given away once.
         ema = jax.tree.map(jnp.copy, trained) if self._config.ema_decay else None
         opt_state = self._optimizer.init(trained)
@@ -91,9 +91,15 @@ class StateFactory:
             monitor=Monitor.initial(),
         )
 
-    def _as_kept(self, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+
+def as_kept(frozen: Params, dtype: str) -> Params:
+    """Frozen parameters as they are kept: matrices in ``dtype``."""
+
+    def keep(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         # Norms, biases and buffers weigh nothing, and rounding them would cost accuracy for it.
-        return x.astype(self._config.frozen_dtype) if MATRICES.search(sharding.path_name(path)) else x
+        return x.astype(dtype) if MATRICES.search(sharding.path_name(path)) else x
+
+    return jax.tree_util.tree_map_with_path(keep, frozen)
 
 
 def num_bytes(tree: Any) -> int:

@@ -138,7 +138,7 @@ def test_precomputed_features_that_do_not_fit_are_refused_in_a_sentence(with_sam
 
     with pytest.raises(ConfigError, match=r"segmentation_features have shape \(2, 3, 4, 16\) .* needs \(2, 4, 4, 16\)"):
         run({**batch, "segmentation_features": batch["segmentation_features"][:, :, 1:]})
-    with pytest.raises(ConfigError, match="reads segmentation_features from the batch, which has none; precompute"):
+    with pytest.raises(ConfigError, match="reads segmentation_features from the batch, which has none; make them"):
         run({name: x for name, x in batch.items() if name != "segmentation_features"})
     with pytest.raises(ConfigError, match="does not hold SAM's image encoder"):
         jax.eval_shape(lambda p: stacking.bind(given, p).segmentation.encode(batch["images"]), params)

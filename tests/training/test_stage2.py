@@ -14,10 +14,10 @@ from pokevla_jax import sharding
 from pokevla_jax.cli import train as cli
 from pokevla_jax.cli.flags import load_config
 from pokevla_jax.config import Config
-from pokevla_jax.config import ConfigError
 from pokevla_jax.config import DataConfig
 from pokevla_jax.config import MeshConfig
 from pokevla_jax.config import SegmentationConfig
+from pokevla_jax.data.codec import DataError
 from pokevla_jax.data.schema import batch_spec
 from pokevla_jax.data.schema import fake_batch
 from pokevla_jax.models import presets
@@ -125,9 +125,9 @@ def test_a_mistake_is_answered_in_one_sentence(tmp_path, dataset, capsys, change
 def test_features_that_recorded_episodes_lack_are_refused(dataset, part):
     model = presets.pokevla()
     model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), source="precomputed")})
-    config = Config(model=model, data=DataConfig(path=str(dataset)))
+    config = Config(model=model, data=DataConfig(path=str(dataset), augment=synthetic.NO_AUGMENTATION))
     with pytest.raises(
-        ConfigError, match=rf"model\.{part}\.source 'precomputed' reads features from the batch, and rec"
+        DataError, match=rf"model\.{part}\.source 'precomputed' reads .*, which holds no features; make"
     ):
         stage2.make_data(config)
 
