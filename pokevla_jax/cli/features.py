@@ -8,6 +8,7 @@ import argparse
 import itertools
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -45,8 +46,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="samples at a time on each device (default: %(default)s)"
     )
+    side = "every Nth episode from the Ith on, for machines side by side (default: all)"
+    p.add_argument("--part", type=_part, default=None, metavar="I/N", help=side)
     p.add_argument("--json", action="store_true", help="print the summary as JSON")
     return p
+
+
+def _part(text: str) -> slice:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = (int(number) for number in match.groups()) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; give 1/4 for the first of four")
+    return slice(index - 1, None, count)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -69,8 +80,14 @@ def command(arguments: argparse.Namespace) -> int:
     loaded, origin = teachers.load(arguments.init_from, config)
     for store in stores:
         store.claim(loaded[store.name].weights, origin)
+    if not origin["imported_from"]:
+        said = "was made of no released weights: its teachers are random and teach nothing"
+        print(f"pokevla-features: warning: --init-from {arguments.init_from} {said}", file=sys.stderr)
     missing = {store: store.missing() for store in stores}
+    # Of all parts: they share the disk.
     features.check_space(missing)
+    own = set(range(len(dataset.episodes))[arguments.part or slice(None)])
+    missing = {store: [episode for episode in episodes if episode in own] for store, episodes in missing.items()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, TimeRemainingColumn(), disable=arguments.json) as bar:

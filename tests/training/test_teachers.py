@@ -115,7 +115,9 @@ def stored(data):
 
 def test_the_loss_is_the_one_with_the_teacher_inside(data, checkpoint, capsys):
     assert command(data, checkpoint, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == {"episodes": 4, "written": {"geometry_targets": 4}}
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"episodes": 4, "written": {"geometry_targets": 4}}
+    assert "its teachers are random" in shown.err
     inside, given = load(data, GEOMETRY), load(data, GEOMETRY | PRECOMPUTED)
     iterators = [stage2.make_data(config).iterate(0) for config in (inside, given)]
     plain, batch = (next(iterator) for iterator in iterators)
@@ -166,6 +168,19 @@ def test_an_interrupted_command_goes_on(data, checkpoint, original, capsys, monk
     ended = stored(data)
     assert {name: content for name, (content, _) in ended.items()} == {name: x for name, (x, _) in whole.items()}
     assert {name: ended[name] for name in begun} == begun  # not written again
+
+
+def test_parts_make_each_episode_once(data, checkpoint, capsys):
+    made = []
+    for part in ("1/2", "2/2"):
+        assert command(data, checkpoint, f"--part={part}", "--json") == 0
+        made.append(json.loads(capsys.readouterr().out)["written"]["geometry_targets"])
+    assert made == [2, 2]
+    assert len(stored(data)) == 4
+    for wrong in ("0/3", "4/3", "half"):
+        with pytest.raises(SystemExit):
+            command(data, checkpoint, f"--part={wrong}")
+        assert "is no part; give 1/4 for the first of four" in capsys.readouterr().err
 
 
 def test_a_mistake_is_answered_in_one_sentence(data, checkpoint, tmp_path, capsys):
