@@ -5,6 +5,7 @@ strided convolution far slower, and other backends do not care.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from pokevla_jax import sharding
@@ -36,16 +37,26 @@ class PatchConv(nnx.Module):
 
 
 class UpConv(nnx.Module):
-    """A transposed convolution with stride 2 and kernel 2: every cell becomes 2 x 2 cells of its own."""
+    """A transposed convolution with stride 2 and kernel 2: every cell becomes 2 x 2 cells of its own.
+
+    They stay apart, so that their channels keep filling a TPU's lanes; ``assemble`` makes a map of them in the end.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         self.linear = Linear(inputs, (2, 2, outputs), axes=("embed", None, None, None), use_bias=False)
         self.bias = parameter(ZEROS, (outputs,), (None,))
 
-    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b 2*h 2*w o"]:
-        b, h, w, _ = x.shape
-        y = self.linear(x).transpose(0, 1, 3, 2, 4, 5)
-        return add_bias(y.reshape(b, 2 * h, 2 * w, -1), self.bias[...])
+    def __call__(self, x: Float[Array, "b ... i"]) -> Float[Array, "b ... 4*o"]:
+        """Along the channels the four new cells of each cell, row by row, with all channels of each."""
+        y = self.linear(x)
+        return add_bias(y.reshape(*x.shape[:-1], -1), jnp.tile(self.bias[...], 4))
+
+
+def assemble(cells: Float[Array, "b 4 4 z"], grid: int) -> Float[Array, "b 4*grid 4*grid"]:
+    """The map of what two ``UpConv`` made of ``grid`` x ``grid`` cells: first their 2 x 2, then the 2 x 2 of those."""
+    b = cells.shape[0]
+    x = cells.reshape(b, 2, 2, 2, 2, grid, grid).transpose(0, 5, 1, 3, 6, 2, 4)
+    return x.reshape(b, 4 * grid, 4 * grid)
 
 
 class Conv3x3(nnx.Module):

@@ -16,6 +16,7 @@ from pokevla_jax.models.attention import Source
 from pokevla_jax.models.attention import attend
 from pokevla_jax.models.convolution import PatchConv
 from pokevla_jax.models.convolution import UpConv
+from pokevla_jax.models.convolution import assemble
 from pokevla_jax.models.layers import MLP
 from pokevla_jax.models.layers import TOKEN
 from pokevla_jax.models.layers import Buffer
@@ -181,7 +182,11 @@ class MaskDecoder(nnx.Module):
         own = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]]).astype(dtype)
         tokens = jnp.concatenate([repeat(own, b).astype(dtype), embedding[:, None]], axis=1)
         tokens, image = self.transformer(tokens, image, position.astype(dtype))
-        x = self.upscale1(image.reshape(b, self.grid, self.grid, -1))
+        x = self.upscale1(image)
+        x = x.reshape(*x.shape[:2], 4, -1).swapaxes(1, 2)
         x = gelu(self.upscale2(gelu(self.upscale_norm(x))))
         weights = stacking.layer(self.hypernetworks, 0)(tokens[:, 1])
-        return jnp.einsum("bhwc,bc->bhw", x, weights, preferred_element_type=jnp.float32)
+        # The four cells that lie along the channels, each with the same weights, in one product.
+        weights = jnp.einsum("bc,tu->btuc", weights, jnp.eye(4, dtype=dtype)).reshape(b, 4, -1)
+        logits = jnp.einsum("bszk,btk->bstz", x, weights, preferred_element_type=jnp.float32)
+        return assemble(logits, self.grid)
