@@ -2,9 +2,10 @@
 
 Hardware and time: as ``configs/libero_plus_finetune.py``, whose data and steps these are.
 Expected: not measured here. The paper's (LIBERO-Plus, 560 runs a suite): about +3, to about 81 %.
-Command:
+Command (``TEACHERS``: docs/pretraining.md):
 
-    pokevla-train --config=configs/ablation_geometry.py --config.data.path=DATA --workdir=RUN --init-from=BACKBONE
+    pokevla-train --config=configs/ablation_geometry.py --config.data.path=DATA --workdir=RUN \
+      --init-from=BACKBONE,TEACHERS
 """
 
 from configs import common

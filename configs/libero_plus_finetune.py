@@ -4,9 +4,10 @@ The paper's number of steps and batch are those of LIBERO. One model for all sui
 set; which one the paper used is unknown.
 Hardware: as ``configs/posttrain_pokevla.py``. Time: not measured.
 Expected: not measured here. The paper's: 83.5 % on LIBERO-Plus.
-Command:
+Command (``TEACHERS``: docs/pretraining.md):
 
-    pokevla-train --config=configs/libero_plus_finetune.py --config.data.path=DATA --workdir=RUN --init-from=CKPT
+    pokevla-train --config=configs/libero_plus_finetune.py --config.data.path=DATA --workdir=RUN \
+      --init-from=STAGE1,TEACHERS
 """
 
 from configs import common

@@ -4,9 +4,10 @@ Learning rate: 1e-4 times the square root of 2,048 / 64, the rule of ``common.sc
 Hardware: TPU v5e:16x16 or v6e:16x16 (256 chips), v5p:4x4x8 (128 chips, sixteen samples each).
 Time: not measured; ``pokevla-plan --config=configs/posttrain_pokevla_pod.py --topology=v5e:16x16`` predicts it.
 Expected: not measured, and whether the rule holds at this batch neither.
-Command (on every host; see ``launch/``):
+Command (on every host; see ``launch/``; ``TEACHERS``: docs/pretraining.md):
 
-    pokevla-train --config=configs/posttrain_pokevla_pod.py --config.data.path=DATA --workdir=gs://RUN --init-from=VLM
+    pokevla-train --config=configs/posttrain_pokevla_pod.py --config.data.path=DATA --workdir=gs://RUN \
+      --init-from=STAGE1,TEACHERS
 """
 
 from configs import common

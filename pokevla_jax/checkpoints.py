@@ -18,7 +18,10 @@ from typing import Any
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
 from etils import epath
 
 from pokevla_jax import config as config_lib
@@ -32,6 +35,8 @@ COMMITTED = "commit_success.txt"
 CARRIED = "carried.safetensors"
 """Tensors of imported files that the network does not use, by PyTorch's names: beside an imported checkpoint's
 configuration, and in the folder of a run that started from one."""
+# safetensors' own reader of bytes does not know bfloat16.
+CARRIED_DTYPES = {"F32": jnp.dtype("float32"), "BF16": jnp.dtype("bfloat16"), "F16": jnp.dtype("float16")}
 ITEMS = ("params", "train_state", "data", "assets")
 
 Step = int | Literal["best"] | None
@@ -53,6 +58,8 @@ class Assets:
     pictures: Sequence[Mapping[str, Any]] = ()
     # Files of released weights that parts of the network started from: ``kind`` and ``file`` of each.
     imported_from: Sequence[Mapping[str, str]] = ()
+    # Names of an imported checkpoint's parameters that no such file had: random, and nothing to start from.
+    fresh: Collection[str] = ()
     step: int = 0
 
 
@@ -115,6 +122,7 @@ def _assets(folder: epath.Path, assets: Mapping[str, Any]) -> Assets:
         dataset=assets.get("dataset", ""),
         pictures=assets.get("pictures", ()),
         imported_from=assets.get("imported_from", ()),
+        fresh=frozenset(assets.get("fresh", ())),
         step=int(folder.name),
     )
 
@@ -175,6 +183,17 @@ def carried_file(step_folder: epath.PathLike) -> epath.Path | None:
     folder = epath.Path(step_folder)
     places = (folder / "assets" / CARRIED, folder.parent.parent / CARRIED)
     return next((place for place in places if place.exists()), None)
+
+
+def read_carried(step_folder: epath.PathLike) -> dict[str, np.ndarray]:
+    """Tensors that a checkpoint's network does not use, by PyTorch's names; empty where nothing was carried."""
+    path = carried_file(step_folder)
+    if path is None:
+        return {}
+    return {
+        name: np.frombuffer(view["data"], CARRIED_DTYPES[view["dtype"]]).reshape(view["shape"])
+        for name, view in safetensors.deserialize(path.read_bytes())
+    }
 
 
 def all_steps(folder: epath.PathLike) -> list[int]:

@@ -68,8 +68,8 @@ def make_params(config, seed=3):
     return jax.tree_util.tree_map_with_path(draw, stacking.abstract_params(config.model))
 
 
-def write_checkpoint(folder, config, *, step=10, params=None):
-    """Writes ``folder/checkpoints/<step>`` and returns ``folder``."""
+def write_checkpoint(folder, config, *, step=10, params=None, fresh=()):
+    """Writes ``folder/checkpoints/<step>`` and returns ``folder``; ``fresh`` is what an import did not find."""
     params = make_params(config) if params is None else params
     assets = {
         "config": config_lib.to_dict(config),
@@ -77,6 +77,7 @@ def write_checkpoint(folder, config, *, step=10, params=None):
         "tokenizer": make_tokenizer(config).to_json(),
         "versions": {"pokevla_jax": "0.1.0"},
         "dataset": "none",
+        "fresh": list(fresh),
     }
     with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
         items = {"params": ocp.args.StandardSave(params), "assets": ocp.args.JsonSave(assets)}

@@ -26,6 +26,7 @@ PREEMPTED = 75
 EXAMPLES = (
     "pokevla-train --config=configs/libero_object_quickstart.py --workdir=runs/a --config.data.path=data/moved",
     "pokevla-train --config=configs/libero_object_small.py --workdir=runs/b --init-from=runs/a",
+    "pokevla-train --config=configs/posttrain_pokevla.py --workdir=runs/c --init-from=STAGE1,TEACHERS",
 )
 
 
@@ -36,7 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="folder of the run; an existing one is continued"
     )
-    parser.add_argument("--init-from", metavar="CKPT", help="start a new run with the parameters of this checkpoint")
+    parser.add_argument(
+        "--init-from",
+        type=_paths,
+        default=(),
+        metavar="CKPT[,CKPT]",
+        help="start a new run with the parameters of these checkpoints, each parameter from the first that has it: "
+        "stage 2 takes its frozen teachers from one of their own",
+    )
     parser.add_argument("--cpu-devices", type=int, metavar="N", help="split the CPU into N devices (N <= cores)")
     parser.add_argument(
         "--profile-steps",
@@ -57,6 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     if status not in (0, PREEMPTED) and _has_company():
         _leave(status)
     return status
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    paths = tuple(text.split(","))
+    if not all(paths):
+        raise argparse.ArgumentTypeError(f"{text!r} names an empty checkpoint; separate checkpoints by single commas")
+    return paths
 
 
 def _has_company() -> bool:

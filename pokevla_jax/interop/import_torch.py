@@ -136,6 +136,7 @@ def import_checkpoint(
                 if not (own and Path(origin.path).parent == own.path)
             ),
         ],
+        "fresh": [entry.path for entry in todo.fresh],
     }
     carried = {name: _cast(tensor.read(), dtype) for name, tensor in todo.carried.items()}
     write.write_checkpoint(out, params, assets, carried)

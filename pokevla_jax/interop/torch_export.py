@@ -118,7 +118,7 @@ def export(
     shutil.rmtree(incomplete, ignore_errors=True)  # of an export that was killed
     try:
         incomplete.mkdir(parents=True)
-        table, carried = names.table(config.model), write.read_carried(checkpoints.resolve(checkpoint, step))
+        table, carried = names.table(config.model), checkpoints.read_carried(checkpoints.resolve(checkpoint, step))
         # A network that started from an import may compute with more of it than the imported one did.
         carried = {name: array for name, array in carried.items() if table.entry_of(name) is None}
         tensors = _Tensors(table, flatten(params), carried, DTYPES[dtype] if dtype else None, progress)

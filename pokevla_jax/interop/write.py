@@ -9,16 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors
 from etils import epath
 from orbax.checkpoint import type_handlers
 from safetensors.numpy import save as safetensors_bytes
 
-from pokevla_jax import checkpoints
 from pokevla_jax.checkpoints import CARRIED
 from pokevla_jax.checkpoints import CHECKPOINTS
 from pokevla_jax.interop.layouts import Shape
-from pokevla_jax.interop.readers import DTYPES
 
 REMOVE_ATTEMPTS = 50
 
@@ -131,14 +128,3 @@ def _save(folder: epath.Path, params: Any, assets: Mapping[str, Any]) -> None:
             folder.resolve(),
             args=ocp.args.Composite(params=ocp.args.PyTreeSave(params), assets=ocp.args.JsonSave(dict(assets))),
         )
-
-
-def read_carried(step_folder: epath.PathLike) -> dict[str, np.ndarray]:
-    """Tensors that a checkpoint's network does not use, by PyTorch's names; empty where nothing was carried."""
-    path = checkpoints.carried_file(step_folder)
-    if path is None:
-        return {}
-    return {
-        name: np.frombuffer(view["data"], np.dtype(DTYPES[view["dtype"]])).reshape(view["shape"])
-        for name, view in safetensors.deserialize(path.read_bytes())
-    }

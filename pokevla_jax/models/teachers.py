@@ -1,6 +1,7 @@
 """The frozen teachers apart from the network: what they tell of images, as a batch brings it precomputed."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,12 @@ from pokevla_jax.typing import UInt8
 
 PATHS = {"segmentation": ("segmentation", "image_encoder"), "geometry": ("vggt",)}
 """Where a teacher's parameters stand in the network's tree, by the part that it teaches."""
+NAMES = {"segmentation": "SAM's image encoder", "geometry": "VGGT"}
+
+
+def own(part: str, names: Iterable[str]) -> list[str]:
+    """Those ``names`` of the network's parameters that are the teacher's of ``part``."""
+    return [name for name in names if name.startswith("/".join(PATHS[part]) + "/")]
 
 
 def abstract_params(config: ModelConfig, part: str) -> Params:

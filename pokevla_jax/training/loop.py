@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import pokevla_jax
 from pokevla_jax import config as config_lib
 from pokevla_jax import sharding
 from pokevla_jax.config import Config
+from pokevla_jax.sharding import flatten
 from pokevla_jax.training import banner
 from pokevla_jax.training import distributed
 from pokevla_jax.training import init_from as init_from_lib
@@ -75,7 +77,7 @@ def train(
     objective: Objective,
     data: TrainData,
     *,
-    init_from: epath.PathLike | None = None,
+    init_from: Sequence[epath.PathLike] = (),
     reporter_class: type[Reporter] = Reporter,
     options: Options = Options(),
 ) -> Result:
@@ -86,13 +88,15 @@ def train(
         workdir: folder of the run; created, or continued if it holds the same experiment.
         objective: what is trained.
         data: batches, whose order is a function of the step.
-        init_from: checkpoint whose parameters a *new* run starts with; a run that is continued ignores it.
+        init_from: checkpoints whose parameters a *new* run starts with, each parameter from the first that has it; a
+            run that is continued ignores them.
         reporter_class: writes to the console.
         options: of this attempt: writers, profile.
 
     Raises:
         ValueError: in one sentence, for a folder, mesh, batch size or checkpoint that cannot be used, for hosts that
-            differ in code, configuration or data, and for a loss that is not finite (naming the step).
+            differ in code, configuration or data, for frozen teachers that would be random, and for a loss that is not
+            finite (naming the step).
     """
     workdir = workdir_lib.create(workdir)
     if jax.process_count() > 1:
@@ -116,11 +120,12 @@ def train(
             reporter.say(_banner(config, mesh, factory, data, start))
             if restored:
                 state, best = restored.state, restored.best
-            elif init_from is not None:
+            elif init_from:
                 params, report = init_from_lib.load(init_from, config, objective, data.assets.get("tokenizer"))
                 reporter.say(report)
                 state, best = factory.from_params(params), None
             else:
+                init_from_lib.check_teachers(config, flatten(objective.abstract_params))
                 state, best = factory.initialize(config.seed), None
             if start >= config.num_steps:
                 reporter.say(f"{workdir} is complete at step {start}")

@@ -82,6 +82,11 @@ def load(path: epath.PathLike, config: Config) -> tuple[dict[str, Teacher], dict
                 f"--init-from {path} holds no teacher that makes {name}; give a checkpoint with config.model.{part}"
                 ".source 'inside', as pokevla-convert from-torch writes it of the teacher's weights"
             )
+        if teachers.own(part, found.fresh):
+            raise CheckpointError(
+                f"--init-from {path} was imported without {teachers.NAMES[part]}, which is random there and makes no "
+                f"{name}; give a checkpoint that pokevla-convert from-torch wrote of its weights"
+            )
     paths = {part: teachers.PATHS[part] for part in wanted.values()}
     skip = stacking.abstract_params(source.model).keys() - {first for first, *_ in paths.values()}
     _, params, _ = checkpoints.load_policy_checkpoint(path, skip=skip)

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from pokevla_jax import checkpoints
 from pokevla_jax.checkpoints import CheckpointError
+from pokevla_jax.checkpoints import read_carried
 from pokevla_jax.data.normalize import ColumnStatistics
 from pokevla_jax.data.normalize import Statistics
 from pokevla_jax.data.normalize import normalize
@@ -26,7 +27,6 @@ from pokevla_jax.interop import statistics as statistics_lib
 from pokevla_jax.interop.import_torch import import_checkpoint
 from pokevla_jax.interop.readers import SourceError
 from pokevla_jax.interop.write import OutputError
-from pokevla_jax.interop.write import read_carried
 from pokevla_jax.models import stacking
 from pokevla_jax.sharding import flatten
 from tests.interop import fakes
@@ -185,6 +185,7 @@ def test_any_subset_is_imported_and_the_rest_starts_as_training_would(tmp_path):
             assert not np.array_equal(value, fresh[path])
         else:
             np.testing.assert_allclose(value, fresh[path], rtol=1e-6, err_msg=path)
+    assert assets.fresh == {path for path in fresh if not path.startswith("vision/projector/")}
     assert {part.part for part in report.parts if part.imported} == {"projector"}
     assert assets.statistics is None
     np.testing.assert_array_equal(params["vision"]["projector"]["fc1"]["kernel"], given["fc1.weight"].T)

@@ -9,18 +9,20 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
+from safetensors.numpy import save_file
 
 from pokevla_jax import checkpoints
 from pokevla_jax.sharding import flatten
+from pokevla_jax.training import init_from
 from pokevla_jax.training import loop
 from pokevla_jax.training import metrics
 from pokevla_jax.training.checkpoint import DAMAGED
-from pokevla_jax.training.init_from import inherited
 from pokevla_jax.training.workdir import WorkdirError
 from tests.training import toy
 
@@ -50,9 +52,9 @@ def console(monkeypatch):
     return text
 
 
-def train(workdir, data=None, objective=None, init_from=None, **changes):
+def train(workdir, data=None, objective=None, start=(), **changes):
     config = toy.config(**{**MESH, **changes})
-    return loop.train(config, workdir, objective or toy.objective(0.1), data or toy.data(), init_from=init_from)
+    return loop.train(config, workdir, objective or toy.objective(0.1), data or toy.data(), init_from=start)
 
 
 @pytest.fixture(scope="module")
@@ -250,31 +252,66 @@ def test_a_complete_run_does_nothing(undisturbed, console):
 
 def test_init_from_loads_what_matches_and_says_so(tmp_path, console, undisturbed):
     workdir, state = undisturbed
-    result = train(tmp_path / "new", init_from=workdir, num_steps=1, optimizer__learning_rate=0.0)
+    result = train(tmp_path / "new", start=[workdir], num_steps=1, optimizer__learning_rate=0.0)
     assert "(step 12): 6 of 6 parameters loaded" in console.getvalue()
     assert same(result.state.params, state.params)
     other = toy.objective()
     shapes = {**other.abstract_params, "head": {"kernel": jax.ShapeDtypeStruct((16, 9), np.float32)}}
     object.__setattr__(other, "abstract_params", shapes)
     with pytest.raises(checkpoints.CheckpointError, match="head/kernel is 16x3 there and 16x9 here"):
-        train(tmp_path / "other", objective=other, init_from=workdir)
+        train(tmp_path / "other", objective=other, start=[workdir])
+
+
+def imported(run, folder, **described):
+    """A copy of a run's last checkpoint that says more of itself, as an import does."""
+    step = checkpoints.resolve(run)
+    shutil.copytree(step, folder / "checkpoints" / step.name)
+    assets = folder / "checkpoints" / step.name / "assets"
+    (said,) = (path for path in assets.iterdir() if "versions" in path.read_text())
+    said.write_text(json.dumps(json.loads(said.read_text()) | described))
+    return folder
+
+
+def test_each_parameter_comes_from_the_first_checkpoint_that_has_it(tmp_path, undisturbed):
+    """What an import did not find, and drew at random, it does not have."""
+    workdir, state = undisturbed
+    second = train(tmp_path / "other", num_steps=1, seed=1).state.params
+    everything = imported(tmp_path / "other", tmp_path / "b", fresh=["embed/bias"])
+    some = imported(workdir, tmp_path / "a", fresh=["head/kernel", "embed/bias"])
+    result, said = init_from.load([some, everything], toy.config(seed=2), toy.objective())
+    first, found, fresh = flatten(state.params), flatten(result), flatten(toy.initialize(jax.random.key(2)))
+    assert not np.array_equal(first["head/kernel"], flatten(second)["head/kernel"])
+    expected = first | {"head/kernel": flatten(second)["head/kernel"], "embed/bias": fresh["embed/bias"]}
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+    assert [line.partition(" (step ")[2] for line in said.splitlines()] == [
+        "12): 4 of 6 parameters loaded: blocks (3), embed (1)",
+        "1): 1 of 6 parameters loaded: head (1); fresh: embed (1)",
+    ]
+    with pytest.raises(checkpoints.CheckpointError, match=r"other shares no parameter .* that those before it lack"):
+        init_from.load([workdir, tmp_path / "other"], toy.config(), toy.objective())
 
 
 def test_a_run_passes_on_where_its_weights_came_from(tmp_path, undisturbed):
     """In every checkpoint, after a restart too; what only PyTorch needs lies beside them."""
-    shutil.copytree(undisturbed[0], tmp_path / "import")
-    assets = tmp_path / "import" / "checkpoints" / "12" / "assets"
-    (described,) = (path for path in assets.iterdir() if "versions" in path.read_text())
-    origins = [{"kind": "VGGT", "file": "model.pt"}]
-    described.write_text(json.dumps(json.loads(described.read_text()) | {"imported_from": origins}))
-    (assets / checkpoints.CARRIED).write_bytes(b"tensors")
-    train(tmp_path / "new", init_from=tmp_path / "import", num_steps=1)
-    shutil.rmtree(tmp_path / "import")
+    origins = [{"kind": "VGGT", "file": "model.pt"}, {"kind": "SAM", "file": "sam.pth"}]
+    head = imported(undisturbed[0], tmp_path / "head", fresh=["embed/bias"], imported_from=origins[:1])
+    rest = imported(undisturbed[0], tmp_path / "rest", imported_from=origins)
+    tensors = {"a": np.ones(3, jnp.bfloat16), "b": np.arange(2, dtype=np.float32)}
+    for folder, carried in ((head, tensors), (rest, {"b": np.zeros(2, np.float16), "c": np.ones(1, np.float16)})):
+        save_file(carried, folder / "checkpoints" / "12" / "assets" / checkpoints.CARRIED)
+    train(tmp_path / "new", start=[head, rest], num_steps=1)
+    for folder in (head, rest):
+        shutil.rmtree(folder)
     step = checkpoints.resolve(tmp_path / "new")
     assert list(checkpoints.load_assets(step)[1].imported_from) == origins
-    assert checkpoints.carried_file(step).read_bytes() == b"tensors"
+    found = checkpoints.read_carried(step)
+    assert found.keys() == {"a", "b", "c"}
+    for name, array in tensors.items():  # the first checkpoint's, where both carry one
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
     # A restart finds it in the run itself.
-    assert inherited(epath.Path(tmp_path / "new"), None) == {"imported_from": origins}
+    assert init_from.inherited(epath.Path(tmp_path / "new"), ()) == {"imported_from": origins}
     train(tmp_path / "fresh", num_steps=1)
     assert list(checkpoints.load_assets(tmp_path / "fresh")[1].imported_from) == []
 

@@ -188,7 +188,7 @@ def test_the_command_trains_on_a_corpus_and_leaves_a_start_for_a_policy(pretrain
     assert params.keys() == {"vision", "language"}
     assert assets.tokenizer_json["kind"] == "compact"
     policy = dataclasses.replace(config, stage="vla")
-    started, report = init_from.load(pretrained, policy, stages.make_objective(policy))
+    started, report = init_from.load([pretrained], policy, stages.make_objective(policy))
     np.testing.assert_array_equal(started["language"]["norm"]["scale"], params["language"]["norm"]["scale"])
     assert "fresh: action_head" in report
 
@@ -200,7 +200,7 @@ def test_a_policy_starts_with_the_words_that_both_know(pretrained):
     policy = dataclasses.replace(config, stage="vla", model=dataclasses.replace(config.model, language=language))
     known = tokenize.from_json(assets.tokenizer_json)
     own = tokenize.CompactTokenizer.from_corpus(["question the thing here"], "{instruction}")
-    started, report = init_from.load(pretrained, policy, stages.make_objective(policy), own.to_json())
+    started, report = init_from.load([pretrained], policy, stages.make_objective(policy), own.to_json())
     table, source = started["language"]["embed_tokens"], params["language"]["embed_tokens"]
     assert table.shape[0] == 20
     fresh = stages.make_objective(policy).initialize(jax.random.key(policy.seed))["language"]["embed_tokens"]
@@ -212,9 +212,9 @@ def test_a_policy_starts_with_the_words_that_both_know(pretrained):
     assert f"embeddings by word: {len(words)} of {own.vocab_size}, the others fresh" in report
     released = {"kind": "qwen", "path": "somewhere", "fingerprint": "", "prompt_template": "{instruction}"}
     with pytest.raises(checkpoints.CheckpointError, match="of kind 'compact', this run one of kind 'qwen'"):
-        init_from.load(pretrained, policy, stages.make_objective(policy), released)
+        init_from.load([pretrained], policy, stages.make_objective(policy), released)
     with pytest.raises(checkpoints.CheckpointError, match="language/embed_tokens is 1200x128 there and 20x128 here"):
-        init_from.load(pretrained, policy, stages.make_objective(policy))
+        init_from.load([pretrained], policy, stages.make_objective(policy))
 
 
 @pytest.mark.slow

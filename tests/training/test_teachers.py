@@ -16,6 +16,8 @@ from pokevla_jax.cli.flags import load_config
 from pokevla_jax.data.features import FeatureStore
 from pokevla_jax.data.records import write_shard
 from pokevla_jax.models import image_encoders
+from pokevla_jax.models import stacking
+from pokevla_jax.training import init_from
 from pokevla_jax.training import stage2
 from pokevla_jax.training.metrics import read_metrics
 from tests import policy_checkpoint
@@ -36,6 +38,7 @@ TEACHERS = {
 }
 PLAIN = {f"data.augment.{key}": 0 for key in ("shift", "brightness", "contrast", "saturation", "hue")}
 PRECOMPUTED = {"model.segmentation.source": "precomputed", "model.geometry.source": "precomputed"}
+SELF_MADE = {"segmentation.image_encoder": "small", "geometry.teacher": "depth"}
 NAMES = ("segmentation_features", "geometry_targets")
 RUN = MICRO | TEACHERS | PLAIN | {"data.augment.crop_area": 1, "data.proprio_noise": 0, "batch_size": 8}
 BATCH = ("--batch-size=1",)
@@ -64,14 +67,14 @@ def command(data, checkpoint, *more, **changes):
     return cli.main([*options(data, GEOMETRY | PRECOMPUTED | changes), f"--init-from={checkpoint}", *BATCH, *more])
 
 
-def write_checkpoint(folder, config, seed=3):
+def write_checkpoint(folder, config, seed=3, **more):
     """Random parameters; of the teachers', the matrices are large and what says the same of every image is 0."""
     params = policy_checkpoint.make_params(config, seed)
     for tree in (params.get("vggt", {}), params.get("segmentation", {}).get("image_encoder", {})):
         leaves = sharding.flatten(tree)
         scales = {name: 5.0 * name.endswith("kernel") + name.endswith(("scale", "ls1", "ls2")) for name in leaves}
         tree.update(sharding.unflatten({name: leaf * scales[name] for name, leaf in leaves.items()}))
-    return policy_checkpoint.write_checkpoint(folder, config, params=params)
+    return policy_checkpoint.write_checkpoint(folder, config, params=params, **more)
 
 
 def episode(number):
@@ -170,6 +173,7 @@ def test_an_interrupted_command_goes_on(data, checkpoint, original, capsys, monk
     assert {name: ended[name] for name in begun} == begun  # not written again
 
 
+@pytest.mark.slow
 def test_parts_make_each_episode_once(data, checkpoint, capsys):
     made = []
     for part in ("1/2", "2/2"):
@@ -198,6 +202,8 @@ def test_a_mistake_is_answered_in_one_sentence(data, checkpoint, tmp_path, capsy
             model__geometry__vggt__width=16, model__geometry__feature_dim=32)  # fmt: skip
     refused("feature_dim 12 does not fit the VGGT teacher", model__geometry__feature_dim=12)
     refused("holds no teacher that makes segmentation_features; give a checkpoint", model__segmentation__weight=1)
+    lacking = write_checkpoint(tmp_path / "lacking", load(data, GEOMETRY), fresh=["vggt/camera_token"])
+    refused("was imported without VGGT, which is random there and makes no geometry_targets", lacking)
     assert not (data / "features").exists()
     assert command(data, checkpoint) == 0
     capsys.readouterr()
@@ -205,6 +211,46 @@ def test_a_mistake_is_answered_in_one_sentence(data, checkpoint, tmp_path, capsy
     refused("holds features of a teacher with weights", other)
     deeper = {"model__geometry__vggt__depth": 2, "model__geometry__layer": 0}
     refused("geometry_targets was made with vggt.depth 1, this configuration has 2", **deeper)
+
+
+def test_a_student_and_its_teacher_come_from_two_checkpoints(data, checkpoint, tmp_path):
+    config = load(data, GEOMETRY)
+    student = write_checkpoint(tmp_path / "student", load(data, GEOMETRY | PRECOMPUTED), seed=5)
+    params, report = init_from.load([student, checkpoint], config, stage2.make_objective(config))
+    found, expected = sharding.flatten(params), {}
+    for path in (checkpoint, student):  # in reverse: the first overrides the second
+        expected |= sharding.flatten(checkpoints.load_policy_checkpoint(path)[1])
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    own, taught = report.splitlines()
+    assert "vggt" not in own and "language" in own
+    teachers = sum(name.startswith("vggt/") for name in expected)
+    assert taught.endswith(f"{teachers} of {len(expected)} parameters loaded: vggt ({teachers})")
+
+
+def test_a_teacher_that_would_be_random_is_refused(data, checkpoint, original, tmp_path, capsys):
+    """Whether no checkpoint is given, one without it, or an import that drew it at random."""
+    names = sharding.flatten(stacking.abstract_params(load(data, GEOMETRY).model))
+    drawn = [name for name in names if name.startswith("vggt/")]
+    imported = write_checkpoint(tmp_path / "imported", load(data, GEOMETRY), fresh=drawn)
+    for changes, given, taught in (
+        (GEOMETRY, (), "VGGT (config.model.geometry) would"),
+        (GEOMETRY, (imported,), "VGGT (config.model.geometry) would"),
+        ({}, (checkpoint,), "SAM's image encoder (config.model.segmentation) would"),
+        ({}, (imported,), "SAM's image encoder (config.model.segmentation) and VGGT (config.model.geometry) would"),
+    ):
+        source = [f"--init-from={','.join(map(str, given))}"] if given else []
+        assert train.main([*options(data, changes), f"--workdir={tmp_path / 'run'}", *source]) == 2
+        error = capsys.readouterr().err
+        assert f"The frozen {taught} stay random" in error
+        assert f"(--init-from={','.join(map(str, (*given, 'TEACHERS')))})" in error
+        assert len(error.splitlines()) == 1
+    # What is no frozen network needs no weights.
+    init_from.check_teachers(load(data, {f"model.{part}": kind for part, kind in SELF_MADE.items()}), names)
+    with pytest.raises(SystemExit):
+        train.main([*options(data, {}), f"--workdir={tmp_path / 'run'}", f"--init-from={checkpoint},"])
+    assert "names an empty checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.slow
