@@ -241,7 +241,8 @@ def test_a_teacher_that_would_be_random_is_refused(data, checkpoint, original, t
         ({}, (imported,), "SAM's image encoder (config.model.segmentation) and VGGT (config.model.geometry) would"),
     ):
         source = [f"--init-from={','.join(map(str, given))}"] if given else []
-        assert train.main([*options(data, changes), f"--workdir={tmp_path / 'run'}", *source]) == 2
+        run = options(data, changes | {"num_steps": 2, "optimizer.warmup_steps": 1})
+        assert train.main([*run, f"--workdir={tmp_path / 'run'}", *source]) == 2
         error = capsys.readouterr().err
         assert f"The frozen {taught} stay random" in error
         assert f"(--init-from={','.join(map(str, (*given, 'TEACHERS')))})" in error
