@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 import pytest
 
 OPTIONAL = ("slow", "full_size", "tpu_compiler", "gpu")
+RAY = ("tests/eval/", "tests/launch/test_ray_launch.py", "tests/data/ingest/test_engine.py")
 
 
 def pytest_addoption(parser):
@@ -38,6 +39,10 @@ def pytest_collection_modifyitems(config, items):
     if len(apart) < len(items):
         config.hook.pytest_deselected(items=apart)
         items[:] = [item for item in items if item not in set(apart)]
+    for item in items:
+        # Of several workers one takes a file with its fixtures; a node of Ray would find the cluster of another test.
+        path = item.path.relative_to(config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(RAY) else path))
     if config.getoption("--all") or config.getoption("-m") or any("::" in argument for argument in config.args):
         return
     optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL)]

@@ -4,6 +4,7 @@
 #   bash tests/run.sh                   the fast tier
 #   bash tests/run.sh --all             every marker
 #   bash tests/run.sh -k layering -x    other arguments go to pytest
+#   TEST_PROCESSES=8 bash tests/run.sh  on as many workers instead of two, 3 GiB each
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Every marker: the TPU compiler's too.
@@ -23,4 +24,4 @@ export MUJOCO_GL="${MUJOCO_GL:-osmesa}"
 # TensorFlow and the software renderer cannot share a process. 5: the arguments chose none of these few tests.
 MUJOCO_GL=disable "$VENV/bin/python" -m pytest -q "$@" -m tensorflow </dev/null || [[ $? == 5 ]]
 # The last word, and the exit status, are pytest's: 5 (nothing collected) fails like any other.
-exec "$VENV/bin/python" -m pytest --durations=10 --durations-min=2 "$@" </dev/null
+exec "$VENV/bin/python" -m pytest -n "${TEST_PROCESSES:-2}" --dist loadgroup --durations=10 --durations-min=2 "$@" </dev/null
