@@ -31,6 +31,13 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help=f"also run the tests marked {', '.join(OPTIONAL)}")
 
 
+def pytest_itemcollected(item):
+    """Keeps what belongs together on one of several workers: a file with its fixtures, and all that start Ray."""
+    path = item.path.relative_to(item.config.rootpath).as_posix()
+    # A node of Ray would find the cluster of another test.
+    item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(RAY) else path))
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
     """Leaves the optional tiers out, unless --all, -m or a test's own id asks for them."""
@@ -39,10 +46,6 @@ def pytest_collection_modifyitems(config, items):
     if len(apart) < len(items):
         config.hook.pytest_deselected(items=apart)
         items[:] = [item for item in items if item not in set(apart)]
-    for item in items:
-        # Of several workers one takes a file with its fixtures; a node of Ray would find the cluster of another test.
-        path = item.path.relative_to(config.rootpath).as_posix()
-        item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(RAY) else path))
     if config.getoption("--all") or config.getoption("-m") or any("::" in argument for argument in config.args):
         return
     optional = [item for item in items if any(item.get_closest_marker(name) for name in OPTIONAL)]

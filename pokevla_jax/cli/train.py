@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--init-from",
         type=_paths,
-        default=(),
         metavar="CKPT[,CKPT]",
         help="start a new run with the parameters of these checkpoints, each parameter from the first that has it: "
         "stage 2 takes its frozen teachers from one of their own",
@@ -125,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     with workdir.held(arguments.workdir) as folder:  # before the dataset is read
         data = stages.make_data(config)
-        result = loop.train(config, folder, objective, data, init_from=arguments.init_from, options=options)
+        result = loop.train(config, folder, objective, data, init_from=arguments.init_from or (), options=options)
     return PREEMPTED if result.stopped_by else 0
 
 
