@@ -24,18 +24,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**30))
 import pytest
 
 OPTIONAL = ("slow", "full_size", "tpu_compiler", "gpu")
-RAY = ("tests/eval/", "tests/launch/test_ray_launch.py", "tests/data/ingest/test_engine.py")
 
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help=f"also run the tests marked {', '.join(OPTIONAL)}")
-
-
-def pytest_itemcollected(item):
-    """Keeps what belongs together on one of several workers: a file with its fixtures, and all that start Ray."""
-    path = item.path.relative_to(item.config.rootpath).as_posix()
-    # A node of Ray would find the cluster of another test.
-    item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(RAY) else path))
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
